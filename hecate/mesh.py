@@ -1,0 +1,191 @@
+"""The process groups of a job: formed here, named here, closed here, and nowhere else.
+
+torchrun, Ray Train and Slurm all end in ``open_mesh``. It adopts a default group that is already
+there and otherwise makes one; everything below it takes a group as an argument.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from hecate.config import Config
+from hecate.errors import CollectiveFailure, MeshError
+
+
+class MeshConfig(Config):
+    """Where a rank computes and how long it waits for the others."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """How this process finds its peers: its place among them, and the store that they share.
+
+    ``store`` is ``None`` under a launcher that leaves the address in MASTER_ADDR and MASTER_PORT.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    store: dist.Store | None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Rendezvous:
+        """What torchrun (or Slurm's launcher) says; one process alone where nobody says anything."""
+        if "RANK" not in environment and "WORLD_SIZE" not in environment:
+            return cls(0, 1, 0, dist.HashStore())
+        try:
+            rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+            local_rank = int(environment.get("LOCAL_RANK", "0"))
+        except (KeyError, ValueError) as error:
+            raise MeshError(
+                "the launcher's description of the job is incomplete",
+                got=f"{error} while reading RANK, WORLD_SIZE and LOCAL_RANK",
+                expected="all three as integers, as torchrun sets them",
+                fix="launch with torchrun, or unset all three to run one process",
+            ) from error
+        return cls(rank, world_size, local_rank, None)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """One process group for each kind of traffic, so that none queues behind another.
+
+    ``tokens`` carries the token exchange, ``control`` small host-side agreements (counts, norms,
+    metrics) and ``checkpoint`` belongs to the thread that writes checkpoints; the last two are
+    gloo groups of CPU tensors on every machine.
+    """
+
+    tokens: dist.ProcessGroup
+    control: dist.ProcessGroup
+    checkpoint: dist.ProcessGroup
+
+
+@dataclass(frozen=True)
+class ParallelContext:
+    """Where this rank stands: its device, the one-dimensional mesh of all ranks, the groups."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    mesh: DeviceMesh
+    groups: Groups
+
+
+@contextmanager
+def open_mesh(config: MeshConfig, rendezvous: Rendezvous) -> Iterator[ParallelContext]:
+    """Form the groups of this job, and close them at the end if it was us who formed them.
+
+    Raises ``MeshError`` when the peers do not meet: a port in use, a host that is not there, a
+    CUDA device that is missing.
+    """
+    device = _device(config, rendezvous)
+    timeout = datetime.timedelta(seconds=config.timeout_s)
+    adopted = dist.is_initialized()
+    if not adopted:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(
+                backend,
+                store=rendezvous.store,
+                rank=rendezvous.rank,
+                world_size=rendezvous.world_size,
+                timeout=timeout,
+            )
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            raise MeshError(
+                f"rank {rendezvous.rank} of {rendezvous.world_size} could not join the job",
+                got=str(error).splitlines()[0],
+                expected="every rank to reach MASTER_ADDR:MASTER_PORT within "
+                f"{config.timeout_s:.0f} s",
+                fix="free the port or choose another (torchrun --standalone chooses a free one)",
+            ) from error
+    try:
+        world_size = dist.get_world_size()
+        groups = Groups(
+            tokens=dist.new_group(timeout=timeout, group_desc="tokens"),
+            control=dist.new_group(backend="gloo", timeout=timeout, group_desc="control"),
+            checkpoint=dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"),
+        )
+        yield ParallelContext(
+            rank=dist.get_rank(),
+            world_size=world_size,
+            local_rank=rendezvous.local_rank,
+            device=device,
+            mesh=init_device_mesh(device.type, (world_size,), mesh_dim_names=("data",)),
+            groups=groups,
+        )
+    finally:
+        if not adopted and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(config: MeshConfig, rendezvous: Rendezvous) -> torch.device:
+    kind = config.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu":
+        return torch.device("cpu")
+    if rendezvous.local_rank >= torch.cuda.device_count():
+        raise MeshError(
+            f"rank {rendezvous.rank} has no GPU of its own",
+            got=f"{torch.cuda.device_count()} GPUs for local rank {rendezvous.local_rank}",
+            expected="one GPU for each process of a node",
+            fix="lower --nproc-per-node, or set mesh.device to cpu",
+        )
+    device = torch.device("cuda", rendezvous.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+_TRANSPORT_WORDS = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "timed out",
+    "timeout",
+    "broken pipe",
+    "gloo/transport",
+    "nccl error",
+    "socket",
+    "process group has been aborted",
+)
+
+
+@contextmanager
+def naming(collective: str, rank: int) -> Iterator[None]:
+    """Turn a transport failure inside into a ``CollectiveFailure`` that names rank and collective.
+
+    Errors that do not come from the transport pass through as they are.
+    """
+    try:
+        yield
+    except CollectiveFailure:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if not any(word in text.lower() for word in _TRANSPORT_WORDS):
+            raise
+        raise CollectiveFailure(
+            f"rank {rank}: {collective} failed, most likely because another rank died or hung",
+            got=text.splitlines()[0][:300],
+            fix="look for the first error among the other ranks' output; then continue from the "
+            "newest checkpoint with --resume auto",
+        ) from error
+
+
+def sum_over(group: dist.ProcessGroup, values: torch.Tensor) -> torch.Tensor:
+    """The elementwise sum of ``values`` over the ranks of ``group``, in place."""
+    dist.all_reduce(values, group=group)
+    return values

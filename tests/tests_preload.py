@@ -1,0 +1,6 @@
+"""What the fork server of ``ranks.py`` imports once, so that each rank starts with it."""
+
+import torch  # noqa: F401
+import torch.distributed.checkpoint  # noqa: F401
+import torch.distributed.fsdp  # noqa: F401
+import transformers.models.auto.modeling_auto  # noqa: F401
