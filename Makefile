@@ -1,0 +1,58 @@
+# Everything from a fresh clone: each target makes .venv and installs what it needs, once.
+#
+#   make demo     train, evaluate, export, generate      make lint     ruff and mypy
+#   make test     the tests                              make bench    every benchmark, whole
+#
+# TORCH is what pip is asked for before anything else, so that nothing later replaces it. A CUDA
+# machine or another version: make demo TORCH=torch. To use the torch that the machine has:
+# make demo TORCH= VENV_ARGS=--system-site-packages
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_ARGS ?=
+TORCH ?= torch==2.13.0
+BENCH ?=
+PYTEST_ARGS ?= -n auto
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMPS := $(VENV)/.stamps
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(STAMPS)/hecate
+	PATH="$(abspath $(BIN)):$$PATH" bash launch/demo.sh
+
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(STAMPS)/bench
+	PATH="$(abspath $(BIN)):$$PATH" hecate bench all $(BENCH)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(STAMPS)/torch:
+	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
+	mkdir -p $(STAMPS)
+	$(if $(strip $(TORCH)),$(PIP) install $(TORCH))
+	touch $@
+
+$(STAMPS)/hecate: $(STAMPS)/torch pyproject.toml
+	$(PIP) install --editable .
+	touch $@
+
+$(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
+	$(PIP) install --editable '.[dev]'
+	touch $@ $(STAMPS)/hecate
+
+# DeepSpeed would compile its operators at installation; the benchmark needs none of them.
+$(STAMPS)/bench: $(STAMPS)/torch pyproject.toml
+	DS_BUILD_OPS=0 $(PIP) install --editable '.[bench]'
+	touch $@ $(STAMPS)/hecate
