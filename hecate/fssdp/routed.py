@@ -1,0 +1,166 @@
+"""The runtime behind one experts module: dispatch, compute, combine, as one autograd node.
+
+This is plain expert parallelism, dropless: every slot travels to its expert's owner and back.
+One node for the whole layer means that nothing is kept twice and every gradient is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from collectives.placement import Placement
+from collectives.token_exchange import exchange_rows, gather_counts
+from hecate.fssdp.dispatch import DispatchPlan, count_tokens, plan_dispatch
+from hecate.fssdp.experts import ExpertKernel, ExpertMath, Saved
+from hecate.fssdp.routing import RoutingLog
+from hecate.fssdp.shards import ExpertShard
+from hecate.mesh import naming
+
+PhaseTimer = Callable[[str], Any]
+
+
+class RoutedExperts:
+    """Runs the experts of one layer over all ranks of ``group``.
+
+    Called with ``x_TD``, ``top_k_index_TK`` and ``top_k_weights_TK``; returns ``[T, D]``, the
+    weighted sum of each token's experts. ``phase("experts")`` and ``phase("all_to_all")`` are
+    context managers that time what runs inside.
+    """
+
+    def __init__(
+        self,
+        shard: ExpertShard,
+        math: ExpertMath,
+        kernel: ExpertKernel,
+        placement: Placement,
+        *,
+        rank: int,
+        group: dist.ProcessGroup,
+        log: RoutingLog,
+        phase: PhaseTimer,
+    ) -> None:
+        self.shard = shard
+        self.placement = placement
+        self._math, self._kernel = math, kernel
+        self._rank, self._group = rank, group
+        self._log, self._phase = log, phase
+
+    def __call__(
+        self, x_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
+    ) -> torch.Tensor:
+        plan = self._plan(top_k_index_TK)
+        result: torch.Tensor = _RoutedExperts.apply(  # type: ignore[no-untyped-call]
+            x_TD, top_k_weights_TK.to(x_TD.dtype), self.shard.parameter, plan, self
+        )
+        return result
+
+    def _plan(self, top_k_index_TK: torch.Tensor) -> DispatchPlan:
+        replay = self._log.replay
+        if replay is not None and replay.recomputing and replay.plan is not None:
+            return replay.plan
+        layer = self.shard.layer
+        counts_E = count_tokens(top_k_index_TK, layer.num_experts)
+        counts_WE = counts_E[None]
+        if self.placement.world_size > 1:
+            with self._named("the count exchange"):
+                counts_WE = gather_counts(counts_E, self._group, self.placement.world_size)
+        self._log.record_counts(layer.index, counts_WE.sum(0))
+        plan = plan_dispatch(top_k_index_TK, counts_WE.cpu(), self.placement, self._rank)
+        if replay is not None:
+            replay.plan = plan
+        return plan
+
+    def forward_rows(self, x_SD: torch.Tensor, plan: DispatchPlan) -> tuple[torch.Tensor, ...]:
+        """Slots in sent order to their results in the same order, and what backward needs."""
+        x_RD = self._there(x_SD, plan)
+        with self._phase("experts"):
+            y_RD, saved = self._kernel.forward(x_RD, plan.rows_per_expert, self.shard, self._math)
+        return self._back(y_RD, plan), x_RD, saved.up_RF, saved.act_RF
+
+    def backward_rows(
+        self, d_y_SD: torch.Tensor, x_RD: torch.Tensor, saved: Any, plan: DispatchPlan
+    ) -> torch.Tensor:
+        """The gradient of the results to that of the slots, both in sent order."""
+        d_y_RD = self._there(d_y_SD, plan)
+        with self._phase("experts"):
+            d_x_RD = self._kernel.backward(
+                d_y_RD, x_RD, saved, plan.rows_per_expert, self.shard, self._math
+            )
+        return self._back(d_x_RD, plan)
+
+    def _there(self, rows_SD: torch.Tensor, plan: DispatchPlan) -> torch.Tensor:
+        """Sent order to expert order on the owners."""
+        if self.placement.world_size > 1:
+            with self._named("the token exchange"):
+                rows_SD = exchange_rows(rows_SD, plan.send_rows, plan.receive_rows, self._group)
+        return rows_SD if plan.arrange_R is None else rows_SD.index_select(0, plan.arrange_R)
+
+    def _back(self, rows_RD: torch.Tensor, plan: DispatchPlan) -> torch.Tensor:
+        """Expert order on the owners to sent order."""
+        if plan.arrange_R is not None:
+            rows_RD = torch.empty_like(rows_RD).index_copy_(0, plan.arrange_R, rows_RD)
+        if self.placement.world_size > 1:
+            with self._named("the token exchange"):
+                rows_RD = exchange_rows(rows_RD, plan.receive_rows, plan.send_rows, self._group)
+        return rows_RD
+
+    @contextmanager
+    def _named(self, collective: str) -> Iterator[None]:
+        with (
+            self._phase("all_to_all"),
+            naming(f"{collective} of {self.shard.layer.name}", self._rank),
+        ):
+            yield
+
+
+class _RoutedExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: torch.Tensor,
+        weights_TK: torch.Tensor,
+        anchor: torch.Tensor,
+        plan: DispatchPlan,
+        runtime: RoutedExperts,
+    ) -> torch.Tensor:
+        top_k = weights_TK.shape[1]
+        token_S = plan.slot_order_S // top_k
+        y_SD, x_RD, up_RF, act_RF = runtime.forward_rows(x_TD.index_select(0, token_S), plan)
+        ctx.save_for_backward(weights_TK, y_SD, x_RD, up_RF, act_RF)
+        ctx.plan, ctx.runtime = plan, runtime
+        return combine(y_SD, plan.row_of_slot_TK, weights_TK)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weights_TK, y_SD, x_RD, up_RF, act_RF = ctx.saved_tensors
+        plan: DispatchPlan = ctx.plan
+        T, K = weights_TK.shape
+        token_S = plan.slot_order_S // K
+        d_out_SD = d_out_TD.index_select(0, token_S)
+        d_weights_S = (d_out_SD * y_SD).sum(-1)
+        d_weights_TK = d_weights_S[plan.row_of_slot_TK.view(-1)].view(T, K)
+        d_out_SD *= weights_TK.reshape(-1)[plan.slot_order_S, None]
+        d_x_SD = ctx.runtime.backward_rows(d_out_SD, x_RD, Saved(up_RF, act_RF), plan)
+        d_x_TD = combine(d_x_SD, plan.row_of_slot_TK, None)
+        return d_x_TD, d_weights_TK, None, None, None
+
+
+def combine(
+    rows_SD: torch.Tensor, row_of_slot_TK: torch.Tensor, weights_TK: torch.Tensor | None
+) -> torch.Tensor:
+    """Sum each token's rows, weighted where weights are given: ``[S, D]`` to ``[T, D]``."""
+    if rows_SD.dtype in (torch.float32, torch.float64):
+        return F.embedding_bag(row_of_slot_TK, rows_SD, mode="sum", per_sample_weights=weights_TK)
+    rows_TKD = rows_SD.index_select(0, row_of_slot_TK.reshape(-1)).view(
+        *row_of_slot_TK.shape, rows_SD.shape[-1]
+    )
+    if weights_TK is None:
+        return rows_TKD.sum(1)
+    return torch.bmm(weights_TK[:, None], rows_TKD)[:, 0]

@@ -1,0 +1,79 @@
+"""What one rank keeps of one MoE layer: whole experts, each a contiguous chunk.
+
+The owner alone holds an expert's weights, gradient and optimizer state. Gradients are written
+straight into one persistent buffer by the grouped GEMM, so that no step allocates or zeroes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from hecate.models.families import MoELayer
+
+
+class ExpertShard:
+    """The chunks that this rank owns of one layer: ``[e, C]``, in the order of ``expert_ids``.
+
+    ``parameter`` holds the master weights, whose dtype the optimizer works in; ``compute`` the
+    weights in the dtype of the forward pass, the same storage where the dtypes agree.
+    """
+
+    def __init__(
+        self,
+        layer: MoELayer,
+        expert_ids: tuple[int, ...],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self.layer = layer
+        self.expert_ids = expert_ids
+        shape = (len(expert_ids), layer.layout.numel)
+        self.parameter = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self._grad_eC = torch.zeros(shape, device=device, dtype=dtype)
+        self._grads = layer.layout.views(self._grad_eC)
+        self._grad_is_stale = True
+        self._compute_eC = self.parameter.data
+        if compute_dtype != dtype:
+            self._compute_eC = torch.zeros(shape, device=device, dtype=compute_dtype)
+        self._weights = layer.layout.views(self._compute_eC)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights in the compute dtype by tensor name, each ``[e, *shape]``; views."""
+        return self._weights
+
+    def write(self, expert_id: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set one owned expert from its tensors by name; ``refresh`` makes them count."""
+        row = self.parameter.data[self.expert_ids.index(expert_id)]
+        for name, view in self.layer.layout.views(row[None]).items():
+            view[0].copy_(tensors[name])
+
+    def chunk(self, expert_id: int) -> torch.Tensor:
+        """The master weights of one owned expert, ``[C]``; a view."""
+        return self.parameter.data[self.expert_ids.index(expert_id)]
+
+    def refresh(self) -> None:
+        """Bring the compute weights up to date after the optimizer changed the masters."""
+        if self._compute_eC.data_ptr() != self.parameter.data.data_ptr():
+            self._compute_eC.copy_(self.parameter.data)
+
+    def begin_step(self) -> None:
+        """Forget the gradient: the next backward pass overwrites it."""
+        self._grad_is_stale = True
+        self.parameter.grad = None
+
+    def begin_backward(self) -> bool:
+        """Whether this backward pass overwrites the gradient (``True``) or adds to it."""
+        overwrite, self._grad_is_stale = self._grad_is_stale, False
+        self.parameter.grad = self._grad_eC
+        return overwrite
+
+    @property
+    def grads(self) -> dict[str, torch.Tensor]:
+        """The gradient buffer by tensor name, each ``[e, *shape]``; views."""
+        return self._grads

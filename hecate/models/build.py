@@ -1,0 +1,227 @@
+"""Build a transformers MoE model without its memory, then give each rank what it keeps.
+
+The model is made on the meta device, so that a family of any size costs nothing until its dense
+parameters are sharded and its experts have owners. Initial values depend on the seed and on the
+parameter's name (and expert id) only, never on the world size.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import JsonValue, model_validator
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hecate.config import Config
+from hecate.errors import ConfigError, ModelError
+from hecate.models.attention import choose_attention, register_packed_attention
+from hecate.models.families import MoELayer
+
+EXPERTS_IMPLEMENTATION = "hecate"
+
+
+class ModelConfig(Config):
+    """Which model: a local Hugging Face folder, or a family with sizes of its own.
+
+    ``sizes`` are fields of the family's transformers configuration class (``hidden_size``,
+    ``num_hidden_layers``, ...); with ``path`` they override what the folder says, which is only
+    sensible for fields that hold no weights. ``vocab_size`` defaults to the tokenizer's.
+    """
+
+    path: str = ""
+    family: str = ""
+    sizes: dict[str, JsonValue] = {}
+    attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if bool(self.path) == bool(self.family):
+            raise ValueError("set exactly one of path (a local folder) and family (from scratch)")
+        return self
+
+
+def hf_config(config: ModelConfig, *, vocab_size: int) -> Any:
+    """The transformers configuration that ``config`` describes (``PreTrainedConfig``).
+
+    Raises ``ConfigError`` for an unknown family or size, ``ModelError`` for a folder without one.
+    """
+    if config.path:
+        folder = Path(config.path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model.path {config.path} is not a Hugging Face folder",
+                got="no config.json in it" if folder.is_dir() else "no such folder",
+                expected="a folder with config.json and safetensors weights",
+                fix="set model.path to a local folder, or model.family to train from scratch",
+            )
+        loaded = AutoConfig.from_pretrained(folder, local_files_only=True, **config.sizes)
+        return loaded
+    if config.family not in CONFIG_MAPPING or config.family not in (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    ):
+        raise ConfigError(
+            "model.family names no causal language model of transformers",
+            got=config.family,
+            expected=_nearest(config.family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+            fix="choose a MoE family such as qwen3_moe, mixtral, olmoe, deepseek_v3 or gpt_oss",
+        )
+    cls = CONFIG_MAPPING[config.family]
+    known = set(vars(cls())) | set(cls.attribute_map) | set(cls.__annotations__)
+    for key in config.sizes:
+        if key not in known and not _read_by_family(cls, key):
+            raise ConfigError(
+                f"model.sizes.{key} is not a field of {cls.__name__}",
+                got=key,
+                expected=_nearest(key, known),
+            )
+    return cls(**{"vocab_size": vocab_size, **config.sizes})
+
+
+def _read_by_family(config_class: type, key: str) -> bool:
+    """Whether the family's modeling code reads a field that its configuration never declares.
+
+    ``head_dim`` of several families is such a field: read with a default, set by the hub's files.
+    """
+    package = config_class.__module__.rpartition(".")[0]
+    spec = importlib.util.find_spec(f"{package}.modeling_{package.rpartition('.')[2]}")
+    if spec is None or spec.origin is None:
+        return False
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    return (
+        re.search(rf"config\.{re.escape(key)}\b|config, [\"']{re.escape(key)}[\"']", source)
+        is not None
+    )
+
+
+def _nearest(word: str, choices: Any) -> str:
+    close = difflib.get_close_matches(word, sorted(choices), n=3, cutoff=0.5)
+    return "perhaps " + " or ".join(close) if close else "one of " + ", ".join(sorted(choices)[:40])
+
+
+def build_meta_model(config: ModelConfig, *, vocab_size: int) -> PreTrainedModel:
+    """The model on the meta device, its experts routed through Hecate's implementation.
+
+    Nothing is allocated: parameters and buffers have shapes only.
+    """
+    return meta_model(hf_config(config, vocab_size=vocab_size), attention=config.attention)
+
+
+def meta_model(
+    config: Any, *, attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
+) -> PreTrainedModel:
+    """The causal language model of a transformers configuration, on the meta device."""
+    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _through_runtime)
+    register_packed_attention()
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                experts_implementation=EXPERTS_IMPLEMENTATION,
+            )
+            model.set_attn_implementation(choose_attention(model, attention))
+    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"transformers cannot build a {config.model_type} model of these sizes",
+            got=str(error).splitlines()[0],
+            fix="check model.sizes against the family's configuration class",
+        ) from error
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _through_runtime(
+    module: nn.Module,
+    x_TD: torch.Tensor,
+    top_k_index_TK: torch.Tensor,
+    top_k_weights_TK: torch.Tensor,
+) -> torch.Tensor:
+    """The experts implementation: hand over to the runtime that owns the module's experts."""
+    runtime = getattr(module, "runtime", None)
+    if runtime is None:
+        raise ModelError(
+            f"the experts of {type(module).__name__} have no runtime",
+            fix="call hecate.fssdp.shard_experts(model, ...) before the forward pass",
+        )
+    result: torch.Tensor = runtime(x_TD, top_k_index_TK, top_k_weights_TK)
+    return result
+
+
+def initial_dense(
+    model: PreTrainedModel, layers: tuple[MoELayer, ...], seed: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Initial value of every dense parameter and every buffer: (name, full CPU tensor).
+
+    The family's own ``_init_weights`` runs on a stand-in for one module at a time.
+    """
+    experts = {layer.name for layer in layers}
+    done: set[int] = set()
+    for name, module in model.named_modules():
+        if name in experts or not (module._parameters or module._buffers):
+            continue
+        shapes = {n: tuple(p.shape) for n, p in module._parameters.items() if p is not None}
+        stand_in = _stand_in(module, shapes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed_of(seed, name))
+            _family_init(model, stand_in)
+        for own, tensor in {**stand_in._parameters, **stand_in._buffers}.items():
+            original = module._parameters.get(own, module._buffers.get(own))
+            if tensor is None or id(original) in done:
+                continue
+            done.add(id(original))
+            yield f"{name}.{own}" if name else own, tensor.detach()
+
+
+def initial_expert(
+    model: PreTrainedModel, layer: MoELayer, expert_id: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Initial value of one expert: its tensors by name, each of ``layer.layout``'s shape."""
+    stand_in = _stand_in(
+        model.get_submodule(layer.name), {t.name: (1, *t.shape) for t in layer.layout.tensors}
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed_of(seed, f"{layer.name}.{expert_id}"))
+        _family_init(model, stand_in)
+    return {t.name: stand_in._parameters[t.name].detach()[0] for t in layer.layout.tensors}  # type: ignore[union-attr]
+
+
+def _stand_in(module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
+    """A shallow copy of ``module`` with parameters of ``shapes`` and its buffers, on the CPU."""
+    stand_in = copy.copy(module)
+    absent = {n: None for n, p in module._parameters.items() if p is None}
+    stand_in._parameters = {n: nn.Parameter(torch.zeros(s)) for n, s in shapes.items()} | absent
+    stand_in._buffers = {
+        n: None if b is None else torch.zeros(b.shape, dtype=b.dtype)
+        for n, b in module._buffers.items()
+    }
+    return stand_in
+
+
+def _family_init(model: PreTrainedModel, stand_in: nn.Module) -> None:
+    owner = model
+    for candidate in model.modules():
+        if isinstance(candidate, PreTrainedModel) and any(
+            type(child) is type(stand_in) for child in candidate.modules()
+        ):
+            owner = candidate  # the innermost sub-model knows how its own modules start
+    with torch.no_grad():
+        owner._init_weights(stand_in)
+
+
+def _seed_of(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,147 @@
+"""Compose a trainer: model, experts, dense shards, weights, optimizer, step. The one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from hecate.errors import ConfigError
+from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
+from hecate.mesh import ParallelContext
+from hecate.models.build import build_meta_model, initial_dense, initial_expert
+from hecate.models.families import MoELayer, find_moe_layers
+from hecate.models.hub import HubFolder
+from hecate.models.loss import CausalLoss
+from hecate.train.config import RunConfig
+from hecate.train.dense import DTYPES, assign, master_dtype, named_dense, reshard, shard_dense
+from hecate.train.optim import build_optimizer
+from hecate.train.step import TrainingStep
+
+Phase = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A model ready to train on this rank, and what trains it.
+
+    ``dense``: its parameters but the experts, by name, as they are between steps (sharded).
+    """
+
+    model: PreTrainedModel
+    dense: dict[str, nn.Parameter]
+    layers: tuple[MoELayer, ...]
+    root: CausalLoss
+    experts: ShardedExperts
+    optimizer: torch.optim.Optimizer
+    step: TrainingStep
+
+
+def build_trainer(
+    config: RunConfig, ctx: ParallelContext, *, vocab_size: int, phase: Phase
+) -> Trainer:
+    """Build this rank's part of the model and its optimizer; collective over all ranks.
+
+    Weights come from ``model.path`` expert by expert, or from the seed. Raises ``ModelError`` or
+    ``ConfigError`` for a model that cannot be trained as configured.
+    """
+    model = build_meta_model(config.model, vocab_size=vocab_size)
+    _check_length(model, config.data.sequence_tokens)
+    layers = find_moe_layers(model)
+    compute_dtype = DTYPES[config.train.dtype]
+    source = HubFolder(Path(config.model.path), model, layers) if config.model.path else None
+    release_experts(model, layers)
+    root = CausalLoss(model)
+    shard_dense(root, model, ctx, compute_dtype)
+    experts = shard_experts(
+        model,
+        layers,
+        ctx,
+        router=config.router,
+        dtype=master_dtype(compute_dtype),
+        compute_dtype=compute_dtype,
+        phase=phase,
+    )
+    _fill(model, layers, experts, source, config.seed)
+    model.train()
+    if config.train.activation_checkpointing:
+        model.activation_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": experts.log.checkpoint_contexts}
+        )
+    optimizer = build_optimizer(config.optimizer, model.named_parameters(), _embeddings(model))
+    dense = dict(named_dense(model))
+    _choose_loss(root, ctx)
+    step = TrainingStep(
+        root,
+        experts,
+        optimizer,
+        ctx,
+        router=config.router,
+        schedule=config.schedule,
+        base_learning_rate=config.optimizer.learning_rate,
+        steps=config.train.steps,
+        clip_norm=config.train.clip_norm,
+        phase=phase,
+    )
+    return Trainer(model, dense, layers, root, experts, optimizer, step)
+
+
+def _fill(
+    model: PreTrainedModel,
+    layers: tuple[MoELayer, ...],
+    experts: ShardedExperts,
+    source: HubFolder | None,
+    seed: int,
+) -> None:
+    """Give every parameter and buffer of this rank its first value."""
+    targets: dict[str, torch.Tensor] = dict(named_dense(model)) | dict(model.named_buffers())
+    for name, value in initial_dense(model, layers, seed):
+        if name in targets and (source is None or not isinstance(targets[name], nn.Parameter)):
+            assign(targets[name], value)
+    if source is not None:
+        for name, value in source.dense():
+            if name in targets:
+                assign(targets[name], value)
+    for layer, shard in zip(layers, experts.shards, strict=True):
+        for expert_id in shard.expert_ids:
+            if source is not None:
+                shard.write(expert_id, source.expert(layer, expert_id))
+            else:
+                shard.write(expert_id, initial_expert(model, layer, expert_id, seed))
+    experts.refresh()
+
+
+def _choose_loss(root: CausalLoss, ctx: ParallelContext) -> None:
+    """Keep the fused loss only where it gives what the family's own head gives."""
+    ids_BS = torch.arange(8, device=ctx.device)[None] % root.model.config.vocab_size
+    positions_BS = torch.arange(8, device=ctx.device)[None]
+    losses = []
+    with torch.no_grad():
+        for fused in (True, False):
+            root.fused = fused
+            losses.append(root(ids_BS, ids_BS.roll(-1, 1), positions_BS, (8,)))
+    reshard(root)
+    root.fused = bool(torch.isclose(losses[0], losses[1], rtol=1e-2))
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
+    modules: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [module.weight for module in modules if module is not None]
+
+
+def _check_length(model: PreTrainedModel, sequence_tokens: int) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and sequence_tokens > limit:
+        raise ConfigError(
+            "data.sequence_tokens is longer than the model allows",
+            got=str(sequence_tokens),
+            expected=f"at most max_position_embeddings = {limit}",
+            fix=f"set data.sequence_tokens to {limit} or less, or model.sizes."
+            "max_position_embeddings to more",
+        )

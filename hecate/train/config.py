@@ -1,0 +1,63 @@
+"""The configuration of a training run: one tree, each part beside what it configures."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hecate.checkpoint.store import CheckpointConfig
+from hecate.config import Config
+from hecate.data.config import DataConfig
+from hecate.fssdp.apply import ExpertsConfig
+from hecate.fssdp.routing import RouterConfig
+from hecate.mesh import MeshConfig
+from hecate.models.build import ModelConfig
+from hecate.train.logging import LoggingConfig
+from hecate.train.optim import OptimizerConfig, ScheduleConfig
+
+
+class TrainConfig(Config):
+    """How long, how much at a time, in which precision.
+
+    ``batch_sequences`` is the whole job's, for each optimizer step; it is cut into
+    ``accumulation`` micro-batches, and each of those into ranks. ``eval_every``: steps between
+    evaluations on the held-out files, 0 for only one at the end; ``eval_sequences``: how many
+    held-out sequences such an evaluation takes, 0 for all (the last one always takes all).
+    """
+
+    steps: int = Field(gt=0)
+    batch_sequences: int = Field(gt=0)
+    accumulation: int = Field(default=1, gt=0)
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    activation_checkpointing: bool = False
+    clip_norm: float = Field(default=1.0, ge=0)
+    eval_every: int = Field(default=0, ge=0)
+    eval_sequences: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainConfig:
+        if self.batch_sequences % self.accumulation:
+            raise ValueError(
+                f"batch_sequences {self.batch_sequences} is not a multiple of accumulation "
+                f"{self.accumulation}"
+            )
+        return self
+
+
+class RunConfig(Config):
+    """Everything that a run depends on; ``config.yaml`` in the run's folder is one."""
+
+    name: str
+    folder: str = "runs"
+    seed: int = 0
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    router: RouterConfig = RouterConfig()
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    mesh: MeshConfig = MeshConfig()

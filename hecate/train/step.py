@@ -1,0 +1,170 @@
+"""One optimizer step over all ranks: forward, backward, clip, update, count.
+
+The loss is the mean over the labels of all ranks and micro-batches of the step, so neither the
+world size nor the way a batch is cut changes it. Gradients are sums over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from hecate.data import MicroBatch
+from hecate.errors import HecateError
+from hecate.fssdp.apply import ShardedExperts
+from hecate.fssdp.routing import RouterConfig
+from hecate.mesh import ParallelContext, naming, sum_over
+from hecate.models.loss import IGNORED, CausalLoss
+from hecate.train.dense import local, sync_gradients
+from hecate.train.optim import ScheduleConfig, learning_rate_factor, set_learning_rate
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, equal on all ranks.
+
+    ``loss``: mean cross-entropy in nats per label. ``auxiliary_loss``: the weighted balance and z
+    losses, averaged over micro-batches. ``grad_norm``: before clipping. ``counts_YE``: slots
+    routed to each expert, ``[Y, E]`` int64, CPU.
+    """
+
+    step: int
+    loss: float
+    auxiliary_loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    labels: int
+    counts_YE: torch.Tensor
+
+
+class TrainingStep:
+    """Everything that an optimizer step touches, on this rank."""
+
+    def __init__(
+        self,
+        root: CausalLoss,
+        experts: ShardedExperts,
+        optimizer: torch.optim.Optimizer,
+        ctx: ParallelContext,
+        *,
+        router: RouterConfig,
+        schedule: ScheduleConfig,
+        base_learning_rate: float,
+        steps: int,
+        clip_norm: float,
+        phase: Callable[[str], AbstractContextManager[object]],
+    ) -> None:
+        self.root, self.experts, self.optimizer, self.ctx = root, experts, optimizer, ctx
+        self._router, self._schedule = router, schedule
+        self._base_learning_rate, self._steps, self._clip_norm = (
+            base_learning_rate,
+            steps,
+            clip_norm,
+        )
+        self._phase = phase
+
+    def run(self, step: int, micro_batches: Sequence[MicroBatch]) -> StepResult:
+        """Step number ``step`` (from 0) on this rank's part of its micro-batches.
+
+        Raises ``HecateError`` when the loss is not finite, before any weight changes.
+        """
+        ctx, log = self.ctx, self.experts.log
+        sizes = torch.tensor(
+            [
+                sum(int((batch.labels_BS != IGNORED).sum()) for batch in micro_batches),
+                *(batch.input_ids_BS.numel() for batch in micro_batches),
+            ],
+            dtype=torch.int64,
+        )
+        with naming("the count of the step's tokens", ctx.rank):
+            labels, *tokens = sum_over(ctx.groups.control, sizes).tolist()
+        self.experts.begin_step()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for number, batch in enumerate(micro_batches):
+            sync_gradients(self.root, number == len(micro_batches) - 1)
+            log.begin_micro_batch()
+            with self._phase("forward"), naming("a collective of the forward pass", ctx.rank):
+                cross_entropy = self.root(
+                    batch.input_ids_BS.to(ctx.device),
+                    batch.labels_BS.to(ctx.device),
+                    batch.position_ids_BS.to(ctx.device),
+                    batch.document_lengths,
+                )
+                auxiliary = log.auxiliary_loss(self._router, global_tokens=tokens[number])
+                auxiliary = auxiliary / len(micro_batches)
+                loss = cross_entropy / max(1, labels) + auxiliary
+            with self._phase("backward"), naming("a collective of the backward pass", ctx.rank):
+                loss.backward()
+            sums += torch.stack([cross_entropy.detach(), auxiliary.detach()]).cpu()
+        log.begin_micro_batch()
+        with self._phase("optimizer"), naming("the sum of losses and gradient norms", ctx.rank):
+            totals = torch.cat([sums, self._grad_square_sum()[None]])
+            sum_loss, auxiliary_loss, square_sum = sum_over(ctx.groups.control, totals).tolist()
+            norm = square_sum**0.5
+            self._require_finite(step, sum_loss, norm)
+            self._clip(norm)
+            rate = self._base_learning_rate * learning_rate_factor(
+                self._schedule, step, self._steps
+            )
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.experts.refresh()
+            self._update_router_bias()
+        return StepResult(
+            step=step,
+            loss=sum_loss / max(1, labels),
+            auxiliary_loss=auxiliary_loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=sum(tokens),
+            labels=labels,
+            counts_YE=log.counts_YE.cpu(),
+        )
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [
+            local(parameter.grad)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and local(parameter.grad).numel()
+        ]
+
+    def _grad_square_sum(self) -> torch.Tensor:
+        """The sum of squares of this rank's gradients, fp64: every shard and expert counts once."""
+        norms = [torch.linalg.vector_norm(grad) for grad in self._gradients()]
+        if not norms:
+            return torch.zeros((), dtype=torch.float64)
+        return torch.stack(norms).to("cpu", torch.float64).square().sum()
+
+    def _clip(self, norm: float) -> None:
+        if self._clip_norm and norm > self._clip_norm:
+            torch._foreach_mul_(self._gradients(), self._clip_norm / (norm + 1e-6))
+
+    def _require_finite(self, step: int, loss: float, norm: float) -> None:
+        if loss == loss and norm == norm and abs(loss) != float("inf") and norm != float("inf"):
+            return
+        raise HecateError(
+            f"step {step}: the loss or the gradient is not finite; no weight was changed",
+            got=f"summed loss {loss}, gradient norm {norm}",
+            expected="finite numbers",
+            fix="lower optimizer.learning_rate, lengthen schedule.warmup_steps, or resume from "
+            "the newest checkpoint with --resume auto",
+        )
+
+    def _update_router_bias(self) -> None:
+        """Raise the bias of experts with less than the mean load, lower the others' (2408.15664)."""
+        rate = self._router.bias_update_rate
+        if not rate:
+            return
+        for router in self.experts.routers:
+            bias_E = router.bias
+            assert bias_E is not None
+            counts_E = self.experts.log.counts_YE[router.layer.index, : bias_E.numel()].to(
+                bias_E.dtype
+            )
+            bias_E += rate * torch.sign(counts_E.mean() - counts_E).view_as(bias_E)

@@ -1,0 +1,201 @@
+"""The independent reference of the parity tests: one process, plain transformers, plain AdamW.
+
+It shares no code with the trainer but the initial values: transformers' own eager experts and
+attention, whole logits, ``torch.optim.AdamW`` without fusing, ``clip_grad_norm_``, and the
+auxiliary losses written out from the router logits that transformers records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM
+
+from hecate.models.build import initial_dense, initial_expert, meta_model
+from hecate.models.families import find_moe_layers
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class WideFloats(TorchFunctionMode):
+    """Let fp64 models stay fp64 where transformers casts to fp32 (norms, softmax, rotary).
+
+    Otherwise two orders of summation, equal to 1e-16, may round to different fp32 numbers there.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.backward:  # layers that are recomputed run inside it
+            with WideFloats():
+                return _engine_run_backward(
+                    (args[0],),
+                    (torch.ones_like(args[0]),),
+                    False,
+                    False,
+                    (),
+                    allow_unreachable=True,
+                    accumulate_grad=True,
+                )
+        wide = args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
+        if wide and func is torch.Tensor.float:
+            return args[0]
+        if wide and func in (torch.Tensor.to, torch.Tensor.type):
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        if wide and kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+@dataclass
+class Outcome:
+    """What both sides report: losses by step, the first step's gradients, the last parameters."""
+
+    losses: list[float] = field(default_factory=list)
+    auxiliary: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def reference_model(config: Any, seed: int, dtype: torch.dtype) -> Any:
+    """Plain transformers with the trainer's initial values."""
+    meta = meta_model(config)
+    layers = find_moe_layers(meta)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in initial_dense(meta, layers, seed):
+            own[name].copy_(value)
+        for layer in layers:
+            for expert_id in range(layer.num_experts):
+                for name, value in initial_expert(meta, layer, expert_id, seed).items():
+                    own[f"{layer.name}.{name}"][expert_id].copy_(value)
+    return model.to(dtype).train()
+
+
+def train_reference(
+    config: Any,
+    steps: Sequence[Sequence[Batch]],
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    learning_rate: float,
+    weight_decay: float,
+    clip_norm: float,
+    balance_loss: float = 0.0,
+    z_loss: float = 0.0,
+    bias_update_rate: float = 0.0,
+    sigmoid: bool = False,
+) -> Outcome:
+    """Train on ``steps``, each a list of global micro-batches (ids, labels, positions)."""
+    model = reference_model(config, seed, dtype)
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    stacked = {id(p) for n, p in model.named_parameters() if ".experts." in n and "shared" not in n}
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in vectors if id(p) not in stacked]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        foreach=False,
+        fused=False,
+    )
+    outcome = Outcome()
+    with _chosen_experts(model) as chosen:
+        for number, micro_batches in enumerate(steps):
+            labels = sum(int((labels != -100).sum()) for _, labels, _ in micro_batches)
+            loss_sum, aux_sum, counts = 0.0, 0.0, []
+            for ids, targets, positions in micro_batches:
+                chosen.clear()
+                output = model.base_model(
+                    input_ids=ids,
+                    position_ids=positions,
+                    use_cache=False,
+                    output_router_logits=bool(balance_loss or z_loss),
+                )
+                logits = model.lm_head(output.last_hidden_state).to(dtype)
+                cross_entropy = F.cross_entropy(
+                    logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100
+                )
+                auxiliary = torch.zeros((), dtype=dtype)
+                if balance_loss or z_loss:
+                    auxiliary = _auxiliary(
+                        output.router_logits, chosen, balance_loss, z_loss, sigmoid
+                    ) / len(micro_batches)
+                (cross_entropy / labels + auxiliary).backward()
+                loss_sum += float(cross_entropy)
+                aux_sum += float(auxiliary)
+                counts.append([torch.bincount(index.flatten()) for index in chosen])
+            if number == 0:
+                outcome.gradients = {
+                    n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+                }
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if bias_update_rate:
+                _update_bias(model, counts, bias_update_rate)
+            outcome.losses.append(loss_sum / labels)
+            outcome.auxiliary.append(aux_sum)
+            outcome.norms.append(float(norm))
+    outcome.parameters = {n: t.detach().clone() for n, t in model.state_dict().items()}
+    return outcome
+
+
+@contextlib.contextmanager
+def _chosen_experts(model: Any) -> Iterator[list[torch.Tensor]]:
+    """The expert ids that each MoE layer was given, in layer order."""
+    chosen: list[torch.Tensor] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs: chosen.append(inputs[1]))
+        for name, module in model.named_modules()
+        if name.endswith(".experts")
+    ]
+    yield chosen
+    for handle in handles:
+        handle.remove()
+
+
+def _auxiliary(
+    router_logits: Sequence[torch.Tensor],
+    chosen: Sequence[torch.Tensor],
+    balance_loss: float,
+    z_loss: float,
+    sigmoid: bool,
+) -> torch.Tensor:
+    total = torch.zeros((), dtype=router_logits[0].dtype)
+    for logits, index in zip(router_logits, chosen, strict=True):
+        logits = logits.reshape(-1, logits.shape[-1])
+        experts = logits.shape[-1]
+        scores = logits.sigmoid() if sigmoid else logits.exp()
+        mean_probability = (scores / scores.sum(1, keepdim=True)).mean(0)
+        share = F.one_hot(index.flatten(), experts).to(logits.dtype).mean(0)
+        total = total + balance_loss * experts * (share * mean_probability).sum()
+        total = total + z_loss * (logits.exp().sum(1).log() ** 2).mean()
+    return total / len(chosen)
+
+
+def _update_bias(model: Any, counts: list[list[torch.Tensor]], rate: float) -> None:
+    biases = [b for n, b in model.named_buffers() if n.endswith("e_score_correction_bias")]
+    for layer, bias in enumerate(biases):
+        load = torch.zeros(bias.numel())
+        for micro_batch in counts:
+            load[: micro_batch[layer].numel()] += micro_batch[layer]
+        for expert in range(bias.numel()):
+            if load[expert] < load.mean():
+                bias[expert] += rate
+            elif load[expert] > load.mean():
+                bias[expert] -= rate
