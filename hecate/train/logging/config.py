@@ -1,0 +1,25 @@
+"""How a run reports its metrics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hecate.config import Config
+
+SinkName = Literal["console", "jsonl", "wandb"]
+
+
+class LoggingConfig(Config):
+    """Where metrics go and how often.
+
+    ``wandb_mode`` ``online`` uploads with the credentials that ``wandb login`` left; without any it
+    says so once and keeps the run offline, in the run folder, where ``wandb sync`` finds it.
+    ``off`` writes nothing for Weights & Biases.
+    """
+
+    sinks: tuple[SinkName, ...] = ("console", "jsonl", "wandb")
+    every: int = Field(default=10, ge=1)
+    wandb_mode: Literal["offline", "online", "off"] = "offline"
+    wandb_project: str = "hecate"
