@@ -52,7 +52,8 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> Load
     """Read ``path`` as a ``cls``, then apply each ``a.b=value`` of ``overrides``; the last wins.
 
     A mapping given for a section sets the keys that it names; given for a free mapping such as
-    ``model.sizes`` it replaces the whole. Types are checked strictly: ``steps: "100"`` is an error.
+    ``model.sizes`` it replaces the whole; ``a.b=`` is the empty text. Types are checked strictly:
+    ``steps: "100"`` is an error.
     Raises ``ConfigError``.
     """
     document = parse_yaml(_read(path), str(path))
@@ -121,7 +122,7 @@ def _apply(cls: type[Config], settings: dict[Key, _Setting], override: str) -> N
             got=override,
             expected="--set a.b=value",
         )
-    located = parse_yaml(text, f"{OVERRIDE} {override}")
+    located = parse_yaml(text, f"{OVERRIDE} {override}") if text.strip() else Located("", 0)
     for part in reversed(key):
         located = Located({part: located}, 0)
     if not _is_section(cls, key):

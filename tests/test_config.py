@@ -117,6 +117,7 @@ def test_describe_shows_each_leaf_with_its_origin(tmp_path: Path) -> None:
         ("optimizer.betas=[0.8, 0.9]", "optimizer", Optimizer(betas=(0.8, 0.9))),
         ("optimizer.learning_rate=1e-5", "optimizer", Optimizer(learning_rate=1e-5)),
         ("name=a=b", "name", "a=b"),
+        ("name=", "name", ""),
         ("model.sizes={a: {b: [1]}}", "model", Model(sizes={"a": {"b": [1]}})),
         ("model.sizes={}", "model", Model(sizes={})),
         (

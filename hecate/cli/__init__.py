@@ -1,0 +1,16 @@
+"""The command line: one thin file for each command, loaded only when it is the one that runs.
+
+| file | what it does |
+|---|---|
+| app.py | the table of commands; exit codes and messages |
+| train.py | CONFIG -> a run folder |
+| eval.py | a run -> loss, perplexity and bits per byte on its held-out files |
+| export.py | a run -> a Hugging Face folder |
+| generate.py | a run or a Hugging Face folder, a prompt -> text |
+| doctor.py | this machine -> what it can run, what is missing |
+| bench.py | a benchmark's name -> a table, and a JSON file |
+"""
+
+from hecate.cli.app import main
+
+__all__ = ["main"]

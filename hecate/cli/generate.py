@@ -1,0 +1,36 @@
+"""``hecate generate RUN|HF_FOLDER "prompt"``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hecate.train.generate import generate
+
+
+def command(
+    target: Annotated[Path, typer.Argument(help="A run's folder or a Hugging Face folder.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    max_tokens: Annotated[int, typer.Option(help="How many tokens at most.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token each time.")
+    ] = 0.8,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that make this share.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Print the prompt, then its continuation as it comes."""
+    print(prompt, end="", flush=True)
+    generate(
+        target,
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        on_text=lambda text: print(text, end="", flush=True),
+    )
+    print()

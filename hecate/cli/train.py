@@ -1,0 +1,38 @@
+"""``hecate train CONFIG``: the same entry alone and under torchrun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hecate.config import describe, load_config
+from hecate.train.config import RunConfig
+from hecate.train.run import train
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/train.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Override one key; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|PATH|none",
+            help="Continue from the run's newest checkpoint, from PATH, or start anew.",
+        ),
+    ] = "none",
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print every value and its origin, and end."),
+    ] = False,
+) -> None:
+    """Train, unless only the configuration is asked for."""
+    loaded = load_config(RunConfig, config, set_ or ())
+    if print_config:
+        print(describe(loaded))
+    else:
+        train(loaded.value, origins=loaded.origins, resume=resume)
