@@ -1,0 +1,16 @@
+"""A training run: composition, step, loop, metrics.
+
+| file | decides or executes | in -> out |
+|---|---|---|
+| config.py | decides | the tree of a run's settings |
+| build.py | executes | configuration, ranks -> model, experts, optimizer, step |
+| dense.py | executes | dense parameters -> FSDP2 shards |
+| optim.py | decides | parameter groups by role, learning rate by step |
+| step.py | executes | micro-batches -> one optimizer step over all ranks |
+| loop.py | executes | steps, logging, checkpoints, evaluations |
+| state.py | executes | a trainer -> named tensors of a checkpoint |
+| run.py, evaluate.py, generate.py | executes | what the commands do |
+| metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
+| host_memory.py | executes | keeps freed memory with the process |
+| logging/ | executes | figures -> console, JSON Lines, Weights & Biases |
+"""

@@ -44,18 +44,21 @@ class Trainer:
 
 
 def build_trainer(
-    config: RunConfig, ctx: ParallelContext, *, vocab_size: int, phase: Phase
+    config: RunConfig, ctx: ParallelContext, *, vocab_size: int, phase: Phase, fill: bool = True
 ) -> Trainer:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
-    Weights come from ``model.path`` expert by expert, or from the seed. Raises ``ModelError`` or
+    Weights come from ``model.path`` expert by expert, or from the seed; without ``fill`` only
+    buffers are set, for a checkpoint to bring the rest. Raises ``ModelError`` or
     ``ConfigError`` for a model that cannot be trained as configured.
     """
     model = build_meta_model(config.model, vocab_size=vocab_size)
     _check_length(model, config.data.sequence_tokens)
     layers = find_moe_layers(model)
     compute_dtype = DTYPES[config.train.dtype]
-    source = HubFolder(Path(config.model.path), model, layers) if config.model.path else None
+    source = None
+    if config.model.path and fill:
+        source = HubFolder(Path(config.model.path).expanduser(), model, layers)
     release_experts(model, layers)
     root = CausalLoss(model)
     shard_dense(root, model, ctx, compute_dtype)
@@ -68,7 +71,12 @@ def build_trainer(
         compute_dtype=compute_dtype,
         phase=phase,
     )
-    _fill(model, layers, experts, source, config.seed)
+    _fill_buffers(model, layers)
+    if source is not None:
+        _fill_from_folder(model, experts, source)
+    elif fill:
+        _fill_from_seed(model, layers, experts, config.seed)
+    experts.refresh()
     model.train()
     if config.train.activation_checkpointing:
         model.activation_checkpointing_enable(
@@ -92,29 +100,34 @@ def build_trainer(
     return Trainer(model, dense, layers, root, experts, optimizer, step)
 
 
-def _fill(
-    model: PreTrainedModel,
-    layers: tuple[MoELayer, ...],
-    experts: ShardedExperts,
-    source: HubFolder | None,
-    seed: int,
+def _fill_buffers(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> None:
+    """Set the buffers, which follow from the configuration alone (rotary frequencies, zeros)."""
+    buffers = dict(model.named_buffers())
+    for name, value in initial_dense(model, layers, seed=0):
+        if name in buffers:
+            assign(buffers[name], value)
+
+
+def _fill_from_seed(
+    model: PreTrainedModel, layers: tuple[MoELayer, ...], experts: ShardedExperts, seed: int
 ) -> None:
-    """Give every parameter and buffer of this rank its first value."""
-    targets: dict[str, torch.Tensor] = dict(named_dense(model)) | dict(model.named_buffers())
+    parameters = dict(named_dense(model))
     for name, value in initial_dense(model, layers, seed):
-        if name in targets and (source is None or not isinstance(targets[name], nn.Parameter)):
-            assign(targets[name], value)
-    if source is not None:
-        for name, value in source.dense():
-            if name in targets:
-                assign(targets[name], value)
-    for layer, shard in zip(layers, experts.shards, strict=True):
+        if name in parameters:
+            assign(parameters[name], value)
+    for shard in experts.shards:
         for expert_id in shard.expert_ids:
-            if source is not None:
-                shard.write(expert_id, source.expert(layer, expert_id))
-            else:
-                shard.write(expert_id, initial_expert(model, layer, expert_id, seed))
-    experts.refresh()
+            shard.write(expert_id, initial_expert(model, shard.layer, expert_id, seed))
+
+
+def _fill_from_folder(model: PreTrainedModel, experts: ShardedExperts, source: HubFolder) -> None:
+    targets: dict[str, torch.Tensor] = dict(named_dense(model)) | dict(model.named_buffers())
+    for name, value in source.dense():
+        if name in targets:
+            assign(targets[name], value)
+    for shard in experts.shards:
+        for expert_id in shard.expert_ids:
+            shard.write(expert_id, source.expert(shard.layer, expert_id))
 
 
 def _choose_loss(root: CausalLoss, ctx: ParallelContext) -> None:

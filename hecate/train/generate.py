@@ -1,0 +1,201 @@
+"""Continue a prompt with a trained model: a Hugging Face folder, or a run, which is exported first.
+
+The model is plain transformers', loaded as any user of the exported folder would load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
+
+from hecate.checkpoint.export import export_run
+from hecate.checkpoint.folder import newest_checkpoint
+from hecate.errors import CheckpointError, ConfigError, ModelError, TokenizerError
+
+
+def generate(
+    target: Path,
+    prompt: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    on_text: Callable[[str], None],
+) -> str:
+    """The continuation of ``prompt``, without it; ``on_text`` gets it piece by piece.
+
+    ``target`` is a Hugging Face folder or a run folder. ``temperature`` 0 takes the likeliest token
+    each time; otherwise the same seed gives the same text on the same machine. The text ends at an
+    end-of-text token, at ``max_tokens`` or where the model's context is full. Raises
+    ``ModelError``, ``TokenizerError``, ``CheckpointError`` or ``ConfigError``.
+    """
+    _check(max_tokens, temperature, top_p)
+    folder = hub_folder_of(target)
+    tokenizer = _load_tokenizer(folder)
+    model = _load_model(folder)
+    ids_1T = _prompt_ids(tokenizer, model, prompt).to(model.device)
+    context = _context_tokens(model)
+    streamer = _Pieces(tokenizer, on_text)
+    end = model.generation_config.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(seed)
+        model.generate(
+            ids_1T,
+            attention_mask=torch.ones_like(ids_1T),
+            max_new_tokens=min(max_tokens, context - ids_1T.shape[1]) if context else max_tokens,
+            eos_token_id=end,
+            pad_token_id=end[0] if isinstance(end, list) else end,
+            streamer=streamer,
+            **sampling,
+        )
+    return "".join(streamer.pieces)
+
+
+def hub_folder_of(target: Path) -> Path:
+    """``target`` itself if it is a Hugging Face folder; of a run, the export of its newest step.
+
+    A run's export goes to ``<run>/export-step-N`` once, and again only when the checkpoint is
+    newer than it.
+    """
+    if (target / "config.json").is_file():
+        return target
+    if not (target / "config.yaml").is_file():
+        raise ModelError(
+            f"there is no model in {target}",
+            got="neither config.json nor config.yaml in it" if target.is_dir() else "no folder",
+            expected="a Hugging Face folder (config.json) or a run folder (config.yaml)",
+            fix="give the folder that hecate train or hecate export wrote",
+        )
+    checkpoint = newest_checkpoint(target / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(
+            f"the run {target} has no checkpoint yet",
+            got="nothing in its checkpoints folder",
+            expected="at least one saved step",
+            fix="train until checkpoint.every steps, or to the end",
+        )
+    out = target / f"export-{checkpoint.name}"
+    exported = out / "config.json"
+    if not exported.is_file() or exported.stat().st_mtime < checkpoint.stat().st_mtime:
+        export_run(target, out)
+    return out
+
+
+class _Pieces(TextStreamer):
+    """Hands text on as soon as no later token can change it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.pieces: list[str] = []
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.pieces.append(text)
+            self._on_text(text)
+
+
+def _check(max_tokens: int, temperature: float, top_p: float) -> None:
+    if max_tokens < 1:
+        raise ConfigError("nothing to generate", got=f"{max_tokens} tokens", expected="at least 1")
+    if not temperature >= 0:
+        raise ConfigError("the temperature is negative", got=f"{temperature}", expected="0 or more")
+    if not 0 < top_p <= 1:
+        raise ConfigError("top-p is no probability", got=f"{top_p}", expected="in (0, 1]")
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    cause: Exception | None = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        if len(tokenizer) > len(tokenizer.all_special_ids):
+            return tokenizer
+        got = "special tokens only"  # what transformers makes up where there are no files
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        cause, got = error, _first_line(error)
+    raise TokenizerError(
+        f"there is no usable tokenizer in {folder}",
+        got=got,
+        expected="tokenizer.json or the files of the model's tokenizer class",
+        fix="copy the tokenizer that the model was trained with into the folder",
+    ) from cause
+
+
+def _load_model(folder: Path) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+        model, info = loaded
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"transformers cannot load the model in {folder}",
+            got=_first_line(error),
+            expected="a causal language model with all its weights",
+            fix="export the run again, or copy the folder whole",
+        ) from error
+    if info["missing_keys"]:  # transformers would go on with random weights
+        raise ModelError(
+            f"the model in {folder} lacks weights",
+            got=f"{len(info['missing_keys'])} missing, such as {min(info['missing_keys'])}",
+            expected="a value for every parameter",
+            fix="export the run again, or copy the folder whole",
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval()
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, model: Any, prompt: str) -> torch.Tensor:
+    """``[1, T]`` int64 ids of ``prompt`` that fit the model's vocabulary and context."""
+    ids = list(tokenizer(prompt)["input_ids"])
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id]
+    if not ids:
+        raise ConfigError(
+            "the prompt is empty",
+            expected="some text: the tokenizer has no beginning-of-text token to start from",
+        )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= vocabulary:
+        raise TokenizerError(
+            "the tokenizer does not fit the model",
+            got=f"token id {max(ids)} in the prompt",
+            expected=f"ids below the model's {vocabulary}",
+            fix="put the tokenizer that the model was trained with into its folder",
+        )
+    context = _context_tokens(model)
+    if context and len(ids) >= context:
+        raise ModelError(
+            "the prompt is longer than the model's context",
+            got=f"{len(ids)} tokens",
+            expected=f"at most {context - 1}, so that one more fits",
+            fix="shorten the prompt",
+        )
+    return torch.tensor([ids])
+
+
+def _context_tokens(model: Any) -> int:
+    """How many positions the model was configured for; 0 where it does not say."""
+    text = model.config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or 0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

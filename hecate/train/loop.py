@@ -1,0 +1,165 @@
+"""The loop of a training run: data, step, log, save, evaluate, until the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hecate.checkpoint.store import CheckpointStore
+from hecate.data import MicroBatch, TokenizedCorpus, TrainStream
+from hecate.mesh import ParallelContext
+from hecate.train.build import Trainer
+from hecate.train.config import RunConfig
+from hecate.train.evaluate import evaluation
+from hecate.train.logging import Sink, Value
+from hecate.train.memory import memory_values
+from hecate.train.metrics import (
+    ModelFlops,
+    PhaseClock,
+    attended_keys,
+    bits_per_byte,
+    load_statistics,
+    mfu,
+    model_flops,
+    perplexity,
+)
+from hecate.train.state import model_state, optimizer_state, rng_state
+from hecate.train.step import StepResult
+
+
+@dataclass
+class Interval:
+    """What has come together since the last line was logged."""
+
+    started_s: float
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+class TrainingLoop:
+    """One run on this rank, from ``first_step`` on.
+
+    ``clock`` gives seconds; ``peak_flops`` is what all ranks together reach in a large GEMM.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        ctx: ParallelContext,
+        trainer: Trainer,
+        stream: TrainStream,
+        corpus: TokenizedCorpus,
+        store: CheckpointStore,
+        sinks: Sequence[Sink],
+        phases: PhaseClock,
+        *,
+        clock: Callable[[], float],
+        peak_flops: float,
+    ) -> None:
+        self._config, self._ctx, self._trainer = config, ctx, trainer
+        self._stream, self._corpus, self._store = stream, corpus, store
+        self._sinks, self._phases, self._clock = sinks, phases, clock
+        self._peak_flops = peak_flops
+        self._flops: ModelFlops = model_flops(trainer.model, trainer.layers)
+
+    def run(self, first_step: int) -> dict[str, float]:
+        """Train to the last step and return the final held-out metrics."""
+        config = self._config
+        interval = Interval(self._clock())
+        for step in range(first_step, config.train.steps):
+            with self._phases.phase("data"):
+                micro_batches = self._stream.next_step()
+            result = self._trainer.step.run(step, micro_batches)
+            self._count(interval, result, micro_batches)
+            done = step + 1
+            last = done == config.train.steps
+            if done % config.logging.every == 0 or last:
+                self._log(done, self._figures(interval, result))
+                interval = Interval(self._clock())
+            if done % config.checkpoint.every == 0 or last:
+                self._save(done)
+            if config.train.eval_every and done % config.train.eval_every == 0 and not last:
+                self._evaluate(done, config.train.eval_sequences)
+                interval = Interval(self._clock())
+        evaluated = self._evaluate(config.train.steps, 0)
+        self._store.wait()
+        return evaluated
+
+    def _count(
+        self, interval: Interval, result: StepResult, micro_batches: Sequence[MicroBatch]
+    ) -> None:
+        keys = sum(attended_keys(batch.document_lengths) for batch in micro_batches)
+        own = sum(batch.input_ids_BS.numel() for batch in micro_batches)
+        interval.steps += 1
+        interval.tokens += result.tokens
+        interval.losses.append(result.loss)
+        interval.flops += self._flops.of(
+            tokens=result.tokens,
+            assignments_Y=result.counts_YE.sum(1).tolist(),
+            attended_keys=round(keys * result.tokens / max(1, own)),
+        )
+
+    def _figures(self, interval: Interval, result: StepResult) -> dict[str, Value]:
+        elapsed_s = self._clock() - interval.started_s
+        loss = sum(interval.losses) / len(interval.losses)
+        facts = self._corpus.facts
+        loads = load_statistics(result.counts_YE, self._trainer.experts.placements)
+        figures: dict[str, Value] = {
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "bits_per_byte": bits_per_byte(
+                loss, predicted_tokens=facts.tokens, text_bytes=facts.bytes
+            ),
+            "auxiliary_loss": result.auxiliary_loss,
+            "learning_rate": result.learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens_per_s": interval.tokens / elapsed_s if elapsed_s > 0 else 0.0,
+            "mfu": mfu(interval.flops, elapsed_s=elapsed_s, peak_flops=self._peak_flops),
+            "load/tokens_per_expert": [list(load.tokens_per_expert) for load in loads],
+            "load/experts_max_over_mean": [load.experts_max_over_mean for load in loads],
+            "load/ranks_max_over_mean": [load.ranks_max_over_mean for load in loads],
+            "load/dead_experts": [float(len(load.dead_experts)) for load in loads],
+        }
+        figures |= {f"seconds/{name}": value for name, value in self._phases.take().items()}
+        figures |= memory_values(self._ctx.device)
+        return figures
+
+    def _evaluate(self, done: int, sequences: int) -> dict[str, float]:
+        metrics = evaluation(
+            self._trainer, self._corpus, self._config, self._ctx, sequences=sequences
+        )
+        self._phases.take()
+        self._log(done, {f"eval/{name}": value for name, value in metrics.items()})
+        return metrics
+
+    def _log(self, done: int, values: Mapping[str, Value]) -> None:
+        for sink in self._sinks:
+            sink.log(done, values)
+
+    def _save(self, done: int) -> None:
+        trainer = self._trainer
+        state = model_state(trainer) | optimizer_state(trainer) | rng_state(self._ctx.rank)
+        self._store.save(
+            done, state, self._meta(done), asynchronous=self._config.checkpoint.asynchronous
+        )
+
+    def _meta(self, done: int) -> dict[str, Any]:
+        """What a checkpoint says of itself beside its tensors."""
+        return {
+            "step": done,
+            "world_size": self._ctx.world_size,
+            "config": self._config.model_dump(mode="json"),
+            "hf_config": self._trainer.model.config.to_dict(),
+            "data": self._stream.state_dict(),
+            "layers": [
+                {
+                    "name": layer.name,
+                    "num_experts": layer.num_experts,
+                    "tensors": [[t.name, list(t.shape)] for t in layer.layout.tensors],
+                }
+                for layer in self._trainer.layers
+            ],
+        }

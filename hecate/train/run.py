@@ -1,0 +1,230 @@
+"""A training run from its configuration to its last checkpoint: what ``hecate train`` does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from hecate.checkpoint.agreement import together
+from hecate.checkpoint.names import rng_key
+from hecate.checkpoint.store import CheckpointStore
+from hecate.config import dump_config
+from hecate.data import (
+    Progress,
+    TokenizedCorpus,
+    TrainStream,
+    check_vocabulary,
+    load_corpus,
+    open_tokens,
+    prepare_tokenizer,
+    progress_bars,
+    quiet,
+)
+from hecate.data.tokenizer import num_token_ids
+from hecate.errors import CheckpointError, ConfigError
+from hecate.mesh import ParallelContext, Rendezvous, open_mesh, sum_over
+from hecate.models.build import hf_config
+from hecate.train.build import Trainer, build_trainer
+from hecate.train.config import RunConfig
+from hecate.train.dense import DTYPES
+from hecate.train.evaluate import yardsticks
+from hecate.train.host_memory import keep_freed_memory
+from hecate.train.logging import Run, open_sinks
+from hecate.train.loop import TrainingLoop
+from hecate.train.metrics import PhaseClock
+from hecate.train.peak import measure_peak_flops
+from hecate.train.state import (
+    model_state,
+    optimizer_state,
+    restore_rng,
+    rng_state,
+    set_optimizer_step,
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a run lies and how it ended."""
+
+    folder: Path
+    steps: int
+    held_out: dict[str, float]
+
+
+def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none") -> TrainResult:
+    """Train as ``config`` says, on every rank of the job that launched this process.
+
+    ``origins`` says where each value came from (see ``load_config``); it is logged with the run.
+    ``resume``: ``auto`` continues from the run's newest checkpoint if it has one, a path from that
+    one, ``none`` starts anew. Raises ``UserError`` for what the user can mend and
+    ``CollectiveFailure`` when another rank died.
+    """
+    keep_freed_memory()
+    with (
+        open_mesh(config.mesh, Rendezvous.from_environment(os.environ)) as ctx,
+        ExitStack() as stack,
+    ):
+        console = Console(stderr=False)
+        folder = Path(config.folder, config.name)
+        with together(ctx.groups.control, f"preparing the run folder {folder}"):
+            if ctx.rank == 0:
+                _write_config(config, folder, resume)
+        tokenizer, corpus = _data(config, ctx, folder, console)
+        phases = PhaseClock(time.perf_counter)
+        trainer = build_trainer(
+            config, ctx, vocab_size=num_token_ids(tokenizer), phase=phases.phase
+        )
+        stream = TrainStream(
+            corpus.train,
+            sequence_tokens=config.data.sequence_tokens,
+            batch_sequences=config.train.batch_sequences,
+            accumulation=config.train.accumulation,
+            seed=config.seed,
+            rank=ctx.rank,
+            world_size=ctx.world_size,
+        )
+        store = CheckpointStore(
+            folder / "checkpoints",
+            group=ctx.groups.checkpoint,
+            rank=ctx.rank,
+            keep=config.checkpoint.keep,
+        )
+        first_step = _resume(resume, config, ctx, trainer, stream, store)
+        settings = {key: f"{value}" for key, value in origins.items()}
+        run = Run(
+            folder,
+            config.name,
+            config.train.steps,
+            resumed_step=first_step,
+            settings=config.model_dump(mode="json") | {"origins": settings},
+        )
+        sinks = open_sinks(config.logging, run, rank=ctx.rank)
+        for sink in sinks:
+            stack.callback(sink.close)
+        loop = TrainingLoop(
+            config,
+            ctx,
+            trainer,
+            stream,
+            corpus,
+            store,
+            sinks,
+            phases,
+            clock=time.perf_counter,
+            peak_flops=_peak_flops(config, ctx),
+        )
+        held_out = loop.run(first_step)
+        stack.close()
+        if ctx.rank == 0:
+            _report(console, folder, held_out | yardsticks(corpus.facts))
+        return TrainResult(folder, config.train.steps, held_out)
+
+
+def _write_config(config: RunConfig, folder: Path, resume: str) -> None:
+    started = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())
+    if resume == "none" and started:
+        raise CheckpointError(
+            f"{folder} already holds checkpoints of a run",
+            got="--resume none",
+            expected="a new run in a folder of its own",
+            fix="pass --resume auto to continue it, choose another name (--set name=...), or "
+            "remove the folder",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".config.yaml.partial"
+    partial.write_text(dump_config(config), encoding="utf-8")
+    partial.replace(folder / "config.yaml")
+
+
+def _data(
+    config: RunConfig, ctx: ParallelContext, folder: Path, console: Console
+) -> tuple[PreTrainedTokenizerBase, TokenizedCorpus]:
+    """The run's tokenizer and tokens; every rank ends alike if one of them cannot."""
+    data = config.data
+    if config.model.path and not data.tokenizer.path and _has_tokenizer(config.model.path):
+        update = {"path": config.model.path}
+        data = data.model_copy(update={"tokenizer": data.tokenizer.model_copy(update=update)})
+    with _progress(console, shown=ctx.rank == 0) as progress:
+        with together(ctx.groups.control, "reading the corpus"):
+            corpus = load_corpus(data)
+            tokenizer = prepare_tokenizer(data, corpus, folder / "tokenizer", progress=progress)
+            check_vocabulary(
+                tokenizer, hf_config(config.model, vocab_size=num_token_ids(tokenizer)).vocab_size
+            )
+            tokens = open_tokens(corpus, tokenizer, data, progress=progress)
+    return tokenizer, tokens
+
+
+def _has_tokenizer(path: str) -> bool:
+    return Path(path).expanduser().joinpath("tokenizer_config.json").is_file()
+
+
+@contextmanager
+def _progress(console: Console, *, shown: bool) -> Iterator[Progress]:
+    if not shown:
+        yield quiet
+        return
+    with progress_bars(console) as progress:
+        yield progress
+
+
+def _resume(
+    resume: str,
+    config: RunConfig,
+    ctx: ParallelContext,
+    trainer: Trainer,
+    stream: TrainStream,
+    store: CheckpointStore,
+) -> int:
+    """Load what ``resume`` names into the trainer; the step to go on with."""
+    if resume == "none":
+        return 0
+    path = store.newest() if resume == "auto" else Path(resume)
+    if path is None:
+        return 0
+    with together(ctx.groups.control, f"reading checkpoint {path}"):
+        meta = store.read_meta(path)
+        if meta["step"] > config.train.steps:
+            raise ConfigError(
+                f"{path} is past the end of the run",
+                got=f"step {meta['step']} with train.steps {config.train.steps}",
+                fix="raise train.steps",
+            )
+        stream.load_state_dict(meta["data"])
+    state = model_state(trainer) | optimizer_state(trainer)
+    same_world = meta["world_size"] == ctx.world_size
+    random = rng_state(ctx.rank) if same_world else {}
+    store.load(path, state | random)
+    if same_world:
+        restore_rng({rng_key(ctx.rank): random[rng_key(ctx.rank)]}, ctx.rank)
+    else:
+        torch.manual_seed(config.seed * 1_000_003 + meta["step"] * 1009 + ctx.rank)
+    set_optimizer_step(trainer.optimizer, meta["step"])
+    trainer.experts.refresh()
+    return int(meta["step"])
+
+
+def _peak_flops(config: RunConfig, ctx: ParallelContext) -> float:
+    own = measure_peak_flops(ctx.device, DTYPES[config.train.dtype])
+    total = sum_over(ctx.groups.control, torch.tensor([own], dtype=torch.float64))
+    return float(total)
+
+
+def _report(console: Console, folder: Path, figures: Mapping[str, float]) -> None:
+    console.print(
+        f"held-out loss {figures['loss']:.3f} nats per token "
+        f"(unigram entropy {figures['unigram_entropy']:.3f}, "
+        f"{figures['unigram_entropy'] - figures['loss']:.3f} below it)\n"
+        f"held-out bits per byte {figures['bits_per_byte']:.3f} "
+        f"(xz -9 needs {figures['xz_bits_per_byte']:.3f})\n"
+        f"the run lies in {folder}",
+        highlight=False,
+    )

@@ -1,0 +1,84 @@
+"""The trainer's state as one flat dict of named tensors, for saving and for loading in place.
+
+Dense parameters and their moments go by their transformers names, experts and theirs by (layer,
+expert id): nothing is named by a rank, so another world size finds what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from hecate.checkpoint.names import dense_key, expert_key, optimizer_key, rng_key
+from hecate.fssdp.shards import ExpertShard
+from hecate.train.build import Trainer
+from hecate.train.dense import saved_buffers
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def model_state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Weights and buffers under their checkpoint keys; views of the trainer's own tensors."""
+    state = {dense_key(name): parameter.detach() for name, parameter in trainer.dense.items()}
+    for name, buffer in saved_buffers(trainer.model):
+        state[dense_key(name)] = buffer
+    for shard in trainer.experts.shards:
+        state.update(_rows(shard, shard.parameter.detach()))
+    return state
+
+
+def optimizer_state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The moments of every parameter under their checkpoint keys, made (as zeros) if not there."""
+    state: dict[str, torch.Tensor] = {}
+    dense = {id(parameter): name for name, parameter in trainer.dense.items()}
+    shards = {id(shard.parameter): shard for shard in trainer.experts.shards}
+    for parameter in _optimized(trainer.optimizer):
+        moments = _moments(trainer.optimizer, parameter)
+        for moment in MOMENTS:
+            if id(parameter) in dense:
+                key = dense_key(dense[id(parameter)])
+                state[optimizer_key(key, moment)] = moments[moment]
+            else:
+                rows = _rows(shards[id(parameter)], moments[moment])
+                state.update({optimizer_key(key, moment): row for key, row in rows.items()})
+    return state
+
+
+def set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Tell the optimizer how many steps its moments have seen (AdamW's bias correction)."""
+    for parameter in _optimized(optimizer):
+        _moments(optimizer, parameter)["step"].fill_(float(step))
+
+
+def rng_state(rank: int) -> dict[str, torch.Tensor]:
+    """This rank's random state on the CPU, as what dropout and its like draw from."""
+    return {rng_key(rank): torch.get_rng_state()}
+
+
+def restore_rng(state: dict[str, torch.Tensor], rank: int) -> None:
+    torch.set_rng_state(state[rng_key(rank)])
+
+
+def _rows(shard: ExpertShard, table_eC: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One chunk for each owned expert, views of ``[e, C]``."""
+    return {
+        expert_key(shard.layer.name, expert_id): table_eC[row]
+        for row, expert_id in enumerate(shard.expert_ids)
+    }
+
+
+def _optimized(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    moments: dict[str, Any] = optimizer.state[parameter]
+    if not moments:
+        moments["step"] = torch.zeros((), dtype=torch.float32)
+        for moment in MOMENTS:
+            moments[moment] = torch.zeros_like(parameter.detach())
+    return moments
