@@ -81,7 +81,7 @@ PLANTED = [
         "upward_arrows",
         "hecate/mesh.py",
         "def f():\n  from hecate.models import hub",
-        "x.py:2:",
+        "mesh.py:2:",
     ),
     (
         "upward_arrows",
