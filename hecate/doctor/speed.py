@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,21 +28,48 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (shape name, whether grouped) -> operations a second; 0 where the dtype is not supported
 Speeds = Mapping[tuple[str, bool], float]
 
-_BUDGET_S = 0.1
+_ROUNDS = 3
+_BUDGET_S = 0.05
 _CLEARLY = 1.2
+_DISTURBED = 4.0
 
 
 def rows() -> list[Row]:
-    """One row for each dtype, then which to choose."""
+    """One row for each dtype, then which to choose.
+
+    Several rounds over all dtypes, of which the best counts: what else the machine does comes in
+    bursts, and should not fall on one dtype alone.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measured = {dtype: measure(device, dtype) for dtype in DTYPES}
+    rounds = [
+        {dtype: measure(device, dtype, budget_s=_BUDGET_S) for dtype in DTYPES}
+        for _ in range(_ROUNDS)
+    ]
+    best = {dtype: fastest([one[dtype] for one in rounds]) for dtype in DTYPES}
     return [
-        *(Row(f"speed in {_name(dtype)}", _show(speeds)) for dtype, speeds in measured.items()),
-        choice(measured[torch.float32], measured[torch.bfloat16]),
+        *(Row(f"speed in {_name(dtype)}", _show(speeds)) for dtype, speeds in best.items()),
+        choice(
+            best[torch.float32],
+            best[torch.bfloat16],
+            disturbed=any(disturbed([one[dtype] for one in rounds]) for dtype in DTYPES[:2]),
+        ),
     ]
 
 
-def choice(float32: Speeds, bfloat16: Speeds) -> Row:
+def fastest(rounds: Sequence[Speeds]) -> Speeds:
+    """The best speed of each multiplication over the rounds."""
+    return {key: max(one[key] for one in rounds) for key in rounds[0]}
+
+
+def disturbed(rounds: Sequence[Speeds]) -> bool:
+    """Whether the rounds differ by more than a quiet machine's would."""
+    return any(
+        max(one[key] for one in rounds) > _DISTURBED * min(one[key] for one in rounds)
+        for key in rounds[0]
+    )
+
+
+def choice(float32: Speeds, bfloat16: Speeds, *, disturbed: bool) -> Row:
     """Which dtype to train in, by how bfloat16 compares with float32 at each size."""
     gains = {key: bfloat16[key] / float32[key] if float32[key] else 0.0 for key in float32}
     small, large = (min(gains[name, False], gains[name, True]) for name in ("small", "large"))
@@ -53,10 +80,13 @@ def choice(float32: Speeds, bfloat16: Speeds) -> Row:
         advice = f"bfloat16 only for large models ({ratios}); float32 for small ones"
     else:
         advice = f"bfloat16 ({ratios})"
+    if disturbed:
+        fix = "the measurements scatter: run this again when the machine is idle"
+        return Row("train.dtype", advice, "warn", fix)
     return Row("train.dtype", advice)
 
 
-def measure(device: torch.device, dtype: torch.dtype, *, budget_s: float = _BUDGET_S) -> Speeds:
+def measure(device: torch.device, dtype: torch.dtype, *, budget_s: float) -> Speeds:
     """Speeds of plain and grouped multiplications at both sizes; about ``4 * budget_s`` long."""
     return {
         (shape.name, grouped): _speed(shape, grouped, device, dtype, budget_s)
@@ -71,7 +101,7 @@ def _speed(
     # A few rows first: a dtype without a fast kernel would take seconds for all of them.
     strip = 8 * shape.experts
     try:
-        strip_s = _best(_multiplication(shape, strip, grouped, device, dtype), device, 0.0)
+        strip_s = _best(_multiplication(shape, strip, grouped, device, dtype), device, 0.01)
     except (RuntimeError, NotImplementedError):
         return 0.0
     flops_a_row = 2.0 * shape.side * shape.side
@@ -95,10 +125,10 @@ def _multiplication(
 
 
 def _best(run: Callable[[], object], device: torch.device, budget_s: float) -> float:
-    """The quickest of at least four calls, the first of which prepares kernels, in ``budget_s``."""
+    """The quickest of the calls that fit into ``budget_s``, two at least: the first prepares."""
     seconds: list[float] = []
     deadline = time.perf_counter() + budget_s
-    while len(seconds) < 4 or time.perf_counter() < deadline:
+    while len(seconds) < 2 or time.perf_counter() < deadline:
         _wait(device)
         started = time.perf_counter()
         run()

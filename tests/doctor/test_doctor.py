@@ -171,5 +171,15 @@ def _speeds(small, large):
     ],
 )
 def test_the_dtype_to_choose(small, large, advice):
-    row = speed.choice(_speeds(10.0, 50.0), _speeds(10.0 * small, 50.0 * large))
-    assert row.value.startswith(advice)
+    bfloat16 = _speeds(10.0 * small, 50.0 * large)
+    row = speed.choice(_speeds(10.0, 50.0), bfloat16, disturbed=False)
+    assert row.value.startswith(advice) and row.status == "ok"
+    doubtful = speed.choice(_speeds(10.0, 50.0), bfloat16, disturbed=True)
+    assert doubtful.value == row.value and doubtful.status == "warn"
+
+
+def test_the_best_of_several_rounds_counts_and_scatter_is_noticed():
+    quiet = [_speeds(10.0, 50.0), _speeds(11.0, 45.0)]
+    assert speed.fastest(quiet) == _speeds(11.0, 50.0)
+    assert not speed.disturbed(quiet)
+    assert speed.disturbed([*quiet, _speeds(0.5, 50.0)])

@@ -1,41 +1,17 @@
 """Metrics of a run, to a console, a JSON Lines file and Weights & Biases.
 
-protocol.py   what a sink is, and the names of metrics
-config.py     LoggingConfig
-console.py    a live bar on a terminal, plain lines elsewhere
-jsonl.py      metrics.jsonl, one line for each logged step
-wandb.py      Weights & Biases, offline unless asked and able to upload
+| file | what it does |
+|---|---|
+| protocol.py | what a sink is, and the names of metrics |
+| config.py | LoggingConfig: which sinks, how often |
+| sinks.py | names -> open sinks, on rank 0 |
+| console.py | a live bar on a terminal, plain lines elsewhere |
+| jsonl.py | metrics.jsonl, one line for each logged step |
+| wandb.py | Weights & Biases, offline unless asked and able to upload |
 """
 
-from __future__ import annotations
-
-from contextlib import ExitStack
-
-from hecate.train.logging.config import LoggingConfig, SinkName
-from hecate.train.logging.console import ConsoleSink
-from hecate.train.logging.jsonl import JsonlSink
+from hecate.train.logging.config import LoggingConfig
 from hecate.train.logging.protocol import Run, Sink, Value
-from hecate.train.logging.wandb import WandbSink
+from hecate.train.logging.sinks import SINKS, open_sinks
 
 __all__ = ["SINKS", "LoggingConfig", "Run", "Sink", "Value", "open_sinks"]
-
-SINKS: dict[SinkName, type[Sink]] = {
-    "console": ConsoleSink,
-    "jsonl": JsonlSink,
-    "wandb": WandbSink,
-}
-
-
-def open_sinks(config: LoggingConfig, run: Run, *, rank: int) -> list[Sink]:
-    """The sinks that ``config`` names, on rank 0; none on other ranks."""
-    if rank != 0:
-        return []
-    sinks: list[Sink] = []
-    with ExitStack() as undo:
-        for name in config.sinks:
-            if name == "wandb" and config.wandb_mode == "off":
-                continue
-            sinks.append(SINKS[name].open(config, run))
-            undo.callback(sinks[-1].close)
-        undo.pop_all()
-    return sinks
