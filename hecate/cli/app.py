@@ -6,14 +6,16 @@ the one that runs, so that ``hecate --help`` does not wait for torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.metadata
+import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -30,35 +32,52 @@ COMMANDS = {
 
 INTERRUPTED = 130
 
-# torchrun ends the other ranks within a fraction of this once one has failed, so that the same
-# message from every rank becomes one message.
-OTHER_RANKS_WAIT_S = 1.0
+# What the user can mend, every rank finds. torchrun ends the other ranks as soon as rank 0 has
+# ended, so that they, waiting this long, add nothing to its message.
+OTHER_RANKS_WAIT_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the process's exit code.
+    """Run one command; the process's exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return outcome(lambda: _app(words)(args=words, prog_name="hecate"), os.environ)
+
+
+def outcome(action: Callable[[], object], environment: Mapping[str, str]) -> int:
+    """Do ``action``, say on stderr how it failed, and return what the process ends with.
 
     0 done, 1 a failure of ours or of another rank, 2 something the user can mend, 130 interrupted.
+    ``environment`` is what the launcher set: RANK, and torchrun's TORCHELASTIC_ERROR_FILE.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    rank = int(os.environ.get("RANK", "0"))
+    rank = environment.get("RANK", "0")
     try:
-        _app(words)(args=words, prog_name="hecate")
+        action()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except HecateError as error:
-        if rank and isinstance(error, UserError):
+        if rank != "0" and isinstance(error, UserError):
             time.sleep(OTHER_RANKS_WAIT_S)
-        where = f" on rank {rank}" if rank else ""
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        message = f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}"
+        print(message, file=sys.stderr, flush=True)
+        _tell_launcher(message, environment.get("TORCHELASTIC_ERROR_FILE", ""))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception:
-        traceback.print_exc()
-        print("this is a bug in Hecate: please report it with the lines above", file=sys.stderr)
+        message = f"{traceback.format_exc()}this is a bug in Hecate: please report these lines"
+        print(message, file=sys.stderr, flush=True)
+        _tell_launcher(message, environment.get("TORCHELASTIC_ERROR_FILE", ""))
         return 1
     return 0
+
+
+def _tell_launcher(message: str, path: str) -> None:
+    """Let torchrun repeat ``message`` in the summary with which it ends; ``path`` is its file."""
+    if path:
+        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        report = {"message": {"message": message, "extraInfo": details}}
+        with contextlib.suppress(OSError):  # the message is on stderr already
+            Path(path).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _app(words: Sequence[str]) -> typer.Typer:
@@ -71,7 +90,6 @@ def _app(words: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_options)
     chosen = next((word for word in words if not word.startswith("-")), "")
     for name, text in COMMANDS.items():
         app.command(name, help=text)(_load(name) if name == chosen else _not_loaded)
@@ -86,20 +104,3 @@ def _load(name: str) -> Callable[..., Any]:
 
 def _not_loaded() -> None:
     raise AssertionError("a command that was not named on the command line was run")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(importlib.metadata.version("hecate"))
-        raise typer.Exit
-
-
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
-        ),
-    ] = False,
-) -> None:
-    """What may stand before a command."""

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from hecate.checkpoint.export import export_run
+from hecate.checkpoint.export import ExportDtype, export_run
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
-    step: Annotated[
-        str, typer.Option(metavar="newest|STEP", help="Which checkpoint to export.")
-    ] = "newest",
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The Hugging Face folder to write.")],
+    step: Annotated[int, typer.Option(help="Which checkpoint; 0 is the newest.", min=0)] = 0,
+    dtype: Annotated[ExportDtype, typer.Option(help="What to store weights in.")] = "as_trained",
 ) -> None:
-    """Export, and say where."""
-    export_run(run, out, step=step)
-    print(f"wrote {out}")
+    """Export, compare the folder with the checkpoint, and say what was written."""
+    report = export_run(run, out, step=step, dtype=dtype)
+    print(
+        f"wrote {report.folder}: {report.num_tensors} tensors of step {report.step} in "
+        f"{report.dtype}, {report.size_bytes / 1e6:.1f} MB, read back equal"
+    )

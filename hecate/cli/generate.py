@@ -11,8 +11,11 @@ from hecate.train.generate import generate
 
 
 def command(
-    target: Annotated[Path, typer.Argument(help="A run's folder or a Hugging Face folder.")],
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|HF_FOLDER", help="A run's folder or a Hugging Face folder."),
+    ],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
     max_tokens: Annotated[int, typer.Option(help="How many tokens at most.")] = 128,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token each time.")
@@ -22,8 +25,13 @@ def command(
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
 ) -> None:
-    """Print the prompt, then its continuation as it comes."""
-    print(prompt, end="", flush=True)
+    """Print the prompt, once the model is there, and its continuation as it comes."""
+    ahead = [prompt]
+
+    def show(text: str) -> None:
+        print(*ahead, text, sep="", end="", flush=True)
+        ahead.clear()
+
     generate(
         target,
         prompt,
@@ -31,6 +39,6 @@ def command(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        on_text=lambda text: print(text, end="", flush=True),
+        on_text=show,
     )
-    print()
+    print(*ahead)

@@ -13,7 +13,9 @@ from hecate.train.run import train
 
 
 def command(
-    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/train.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/train.")
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Override one key; may be repeated."),
