@@ -25,6 +25,8 @@ Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, Split] = ("train", "held_out")
 
 _LINE_BYTES = 1 << 16
+_CONTINUATION = bytes(range(0x80, 0xC0))
+"""Bytes that go on with a character of UTF-8 rather than begin one."""
 
 
 @dataclass(frozen=True)
@@ -199,14 +201,15 @@ def _cut(file: FoundFile, digest: str, config: DataConfig) -> tuple[Source, ...]
 
 def _boundary(path: Path, offset: int, end: int) -> int:
     """The first start of a line from ``offset`` on, or of a character if no line ends near."""
+    offset = max(1, offset)
     with opened(path) as file:
-        file.seek(offset)
-        block = file.read(min(_LINE_BYTES, end - offset))
-    line = block.find(b"\n") + 1
-    if line and offset + line < end:
+        file.seek(offset - 1)
+        block = file.read(min(_LINE_BYTES, end - offset + 1))
+    line = block.find(b"\n", 0, end - offset)  # not the last byte: some text must follow
+    if line >= 0:
         return offset + line
-    continuation = len(block) - len(block.lstrip(bytes(range(0x80, 0xC0))))
-    return offset + continuation
+    rest = block[1:]
+    return offset + len(rest) - len(rest.lstrip(_CONTINUATION))
 
 
 def _digest(sources: Sequence[Source], config: DataConfig, records_limit: int) -> str:

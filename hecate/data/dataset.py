@@ -123,10 +123,10 @@ class TrainStream:
         Raises ``CheckpointError`` when the text, tokenizer, sequence length or seed differs.
         """
         for name, mine in self._identity().items():
-            if state[name] != mine:
+            if state.get(name) != mine:
                 raise CheckpointError(
                     "the checkpoint's place in the data is not one of this run's data",
-                    got=f"{name} {state[name]} in the checkpoint, {mine} here",
+                    got=f"{name} {state.get(name)} in the checkpoint, {mine} here",
                     expected="the same text, tokenizer, data.sequence_tokens and seed",
                     fix="bring them back as they were, or begin a run of another name",
                 )

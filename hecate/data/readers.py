@@ -73,11 +73,11 @@ def read_records(kind: RecordKind, path: Path, fields: Sequence[str]) -> Iterato
     return _read_parquet(path, fields) if kind == "parquet" else _read_dataset(path, fields)
 
 
-def pieces_of(record: Record) -> Iterator[TextPiece]:
-    """The record as pieces, cut at line ends where it is long."""
+def pieces_of(record: Record, longest: int = PIECE_CHARACTERS) -> Iterator[TextPiece]:
+    """The record as pieces of up to ``longest`` characters, cut at line ends if there are any."""
     text, start, source_bytes = record.text, 0, record.source_bytes
-    while len(text) - start > PIECE_CHARACTERS:
-        limit = start + PIECE_CHARACTERS
+    while len(text) - start > longest:
+        limit = start + longest
         cut = text.rfind("\n", start, limit) + 1 or limit
         yield TextPiece(text[start:cut], False, source_bytes)
         start, source_bytes = cut, 0

@@ -6,7 +6,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from hecate.data.cache import Report, build_once, cache_folder, storage_errors
 from hecate.data.config import DataConfig
 from hecate.data.corpora import Corpus
 from hecate.data.progress import Progress, quiet
-from hecate.errors import StorageError, TokenizerError
+from hecate.errors import TokenizerError
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -125,7 +124,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def _digests(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Its digest as it is, and after being saved: some classes save more than they read."""
     yield tokenizer_digest(tokenizer)
-    with tempfile.TemporaryDirectory() as folder:
+    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         _save(tokenizer, Path(folder))
         yield tokenizer_digest(load_tokenizer(Path(folder)))
 
@@ -182,18 +181,11 @@ def _train(corpus: Corpus, vocab_size: int, report: Report) -> PreTrainedTokeniz
 
 
 def _save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    with storage_errors(folder), _rust_storage_errors(folder):
-        tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _rust_storage_errors(folder: Path) -> Iterator[None]:
-    """The Rust library raises a plain Exception whose text ends with the system's error number."""
     try:
-        yield
+        tokenizer.save_pretrained(folder)
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # the Rust library: a plain Exception around the system's error
         if "os error" not in str(error):
             raise
-        raise StorageError(f"cannot write the tokenizer to {folder}", got=str(error)) from error
+        raise OSError(str(error)) from error
