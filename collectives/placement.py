@@ -39,9 +39,7 @@ class Placement:
         ranks than chunks, the only ones) fall on every rank in turn.
         """
         owners = [
-            ((chunk * world_size) // num_chunks + rotation) % world_size
-            if num_chunks < world_size
-            else (_block_of(chunk, num_chunks, world_size) + rotation) % world_size
+            (_block_of(chunk, num_chunks, world_size) + rotation) % world_size
             for chunk in range(num_chunks)
         ]
         return cls.from_owners(owners, world_size)
