@@ -13,7 +13,7 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Placement:
-    """Which of ``world_size`` ranks hold each chunk; ``holders[chunk]`` is ascending, never empty."""
+    """Which of ``world_size`` ranks hold each chunk: ``holders[chunk]``, ascending, never empty."""
 
     holders: tuple[tuple[int, ...], ...]
     world_size: int
