@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_models import FAMILIES, meta_model, toy_config, toy_model
 from torch import nn
+from toy_models import FAMILIES, meta_model, toy_config, toy_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hecate.errors import ModelError

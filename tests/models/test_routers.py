@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_models import FAMILIES, toy_model
 from torch import nn
+from toy_models import FAMILIES, toy_model
 
 from hecate.models.families import find_moe_layers
 from hecate.models.routers import find_routers
