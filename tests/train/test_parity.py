@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from reference import Batch, Outcome, WideFloats, train_reference
 from toy_models import toy_config
 
 from hecate.data import MicroBatch
@@ -19,7 +20,6 @@ from hecate.train.build import build_trainer
 from hecate.train.config import RunConfig, TrainConfig
 from hecate.train.dense import saved_buffers
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
-from reference import Batch, Outcome, WideFloats, train_reference
 
 ROW_TOKENS = 24
 STEPS = 5
