@@ -6,5 +6,7 @@
 | routers.py | decides | a model's MoE layers -> routers, their logits and balancing bias |
 | build.py | executes | configuration -> model on the meta device, initial values by name |
 | attention.py, causal_blocks.py | executes | packed documents -> attention within each |
+| norms.py | executes | a family's RMS norms -> one autograd node each |
+| hub/ | executes | a Hugging Face folder <-> dense tensors and single experts |
 | loss.py | executes | hidden states -> summed cross-entropy, without whole logits |
 """

@@ -1,8 +1,8 @@
 """Attention over packed documents: each document attends to itself alone, and nothing is masked.
 
 transformers builds a mask over the whole row and computes every pair of it, also across documents.
-Here each run of equal documents is one call on its own tokens, so a row of many documents costs
-the sum of their squares. Families whose attention needs more than (query, key, value) - sliding
+On a CPU each document is computed on its own tokens here, so a row of many documents costs the sum
+of their squares. Families whose attention needs more than (query, key, value) - sliding
 windows, sinks, soft caps - keep transformers' own path, which finds the documents from
 ``position_ids``.
 """
@@ -28,13 +28,15 @@ def register_packed_attention() -> None:
 
 
 def choose_attention(
-    model: PreTrainedModel, wanted: Literal["auto", "packed", "sdpa", "eager"]
+    model: PreTrainedModel, wanted: Literal["auto", "packed", "sdpa", "eager"], device_type: str
 ) -> str:
     """The attention implementation for ``model``: ``wanted``, or the fastest that is right.
 
     Raises ``ModelError`` when the packed path is asked for and the family needs more than it has.
     """
     obstacle = _packed_obstacle(model)
+    if device_type != "cpu":
+        obstacle = obstacle or f"a {device_type} device; the packed path is for CPUs"
     if wanted == "packed" and obstacle:
         raise ModelError(
             f"model.attention: packed does not fit {type(model).__name__}",

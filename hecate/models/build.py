@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import JsonValue, model_validator
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -31,6 +32,17 @@ from hecate.models.attention import choose_attention, register_packed_attention
 from hecate.models.families import MoELayer
 
 EXPERTS_IMPLEMENTATION = "hecate"
+
+# What transformers raises for sizes that do not fit one another; it has no class for it.
+_UNBUILDABLE = (
+    RuntimeError,
+    ArithmeticError,
+    ValueError,
+    TypeError,
+    KeyError,
+    ImportError,
+    AttributeError,
+)
 
 
 class ModelConfig(Config):
@@ -56,30 +68,13 @@ class ModelConfig(Config):
 def hf_config(config: ModelConfig, *, vocab_size: int) -> Any:
     """The transformers configuration that ``config`` describes (``PreTrainedConfig``).
 
-    Raises ``ConfigError`` for an unknown family or size, ``ModelError`` for a folder without one.
+    Raises ``ConfigError`` for an unknown family, an unknown size or one that the family refuses,
+    and ``ModelError`` for a folder without a configuration that transformers knows.
     """
-    if config.path:
-        folder = Path(config.path).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"model.path {config.path} is not a Hugging Face folder",
-                got="no config.json in it" if folder.is_dir() else "no such folder",
-                expected="a folder with config.json and safetensors weights",
-                fix="set model.path to a local folder, or model.family to train from scratch",
-            )
-        loaded = AutoConfig.from_pretrained(folder, local_files_only=True, **config.sizes)
-        return loaded
-    if config.family not in CONFIG_MAPPING or config.family not in (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    ):
-        raise ConfigError(
-            "model.family names no causal language model of transformers",
-            got=config.family,
-            expected=_nearest(config.family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-            fix="choose a MoE family such as qwen3_moe, mixtral, olmoe, deepseek_v3 or gpt_oss",
-        )
-    cls = CONFIG_MAPPING[config.family]
-    known = set(vars(cls())) | set(cls.attribute_map) | set(cls.__annotations__)
+    folder = Path(config.path).expanduser()
+    plain = _folder_config(folder) if config.path else _family_config(config.family)
+    cls = type(plain)
+    known = set(vars(plain)) | set(cls.attribute_map) | set(cls.__annotations__)
     for key in config.sizes:
         if key not in known and not _read_by_family(cls, key):
             raise ConfigError(
@@ -87,7 +82,46 @@ def hf_config(config: ModelConfig, *, vocab_size: int) -> Any:
                 got=key,
                 expected=_nearest(key, known),
             )
-    return cls(**{"vocab_size": vocab_size, **config.sizes})
+    try:
+        if config.path:
+            return AutoConfig.from_pretrained(folder, local_files_only=True, **config.sizes)
+        return cls(**{"vocab_size": vocab_size, **config.sizes})
+    except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        raise ConfigError(
+            f"{cls.__name__} refuses model.sizes",
+            got=" ".join(str(error).split()),
+            fix="correct the values under model.sizes",
+        ) from error
+
+
+def _folder_config(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.path {folder} is not a Hugging Face folder",
+            got="no config.json in it" if folder.is_dir() else "no such folder",
+            expected="a folder with config.json and safetensors weights",
+            fix="set model.path to a local folder, or model.family to train from scratch",
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (StrictDataclassError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"transformers cannot read {folder / 'config.json'}",
+            got=str(error).partition("\n\n")[0],
+            expected="a family that the installed transformers has code for",
+            fix="check the file, or upgrade transformers if the family is newer than it",
+        ) from error
+
+
+def _family_config(family: str) -> Any:
+    if family not in CONFIG_MAPPING or family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(
+            "model.family names no causal language model of transformers",
+            got=family,
+            expected=_nearest(family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+            fix="choose a MoE family such as qwen3_moe, mixtral, olmoe, deepseek_v3 or gpt_oss",
+        )
+    return CONFIG_MAPPING[family]()
 
 
 def _read_by_family(config_class: type, key: str) -> bool:
@@ -111,16 +145,26 @@ def _nearest(word: str, choices: Any) -> str:
     return "perhaps " + " or ".join(close) if close else "one of " + ", ".join(sorted(choices)[:40])
 
 
-def build_meta_model(config: ModelConfig, *, vocab_size: int) -> PreTrainedModel:
+def build_meta_model(
+    config: ModelConfig, *, vocab_size: int, device_type: str = "cpu"
+) -> PreTrainedModel:
     """The model on the meta device, its experts routed through Hecate's implementation.
 
-    Nothing is allocated: parameters and buffers have shapes only.
+    Nothing is allocated: parameters and buffers have shapes only. ``device_type`` is where it is
+    going to run, which decides the attention.
     """
-    return meta_model(hf_config(config, vocab_size=vocab_size), attention=config.attention)
+    return meta_model(
+        hf_config(config, vocab_size=vocab_size),
+        attention=config.attention,
+        device_type=device_type,
+    )
 
 
 def meta_model(
-    config: Any, *, attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
+    config: Any,
+    *,
+    attention: Literal["auto", "packed", "sdpa", "eager"] = "auto",
+    device_type: str = "cpu",
 ) -> PreTrainedModel:
     """The causal language model of a transformers configuration, on the meta device."""
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _through_runtime)
@@ -133,11 +177,11 @@ def meta_model(
                 attn_implementation="eager",
                 experts_implementation=EXPERTS_IMPLEMENTATION,
             )
-            model.set_attn_implementation(choose_attention(model, attention))
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+            model.set_attn_implementation(choose_attention(model, attention, device_type))
+    except _UNBUILDABLE as error:
         raise ModelError(
             f"transformers cannot build a {config.model_type} model of these sizes",
-            got=str(error).splitlines()[0],
+            got=f"{type(error).__name__}: {error}".splitlines()[0],
             fix="check model.sizes against the family's configuration class",
         ) from error
     assert isinstance(model, PreTrainedModel)

@@ -19,6 +19,7 @@ from hecate.models.build import build_meta_model, initial_dense, initial_expert
 from hecate.models.families import MoELayer, find_moe_layers
 from hecate.models.hub import HubFolder
 from hecate.models.loss import CausalLoss
+from hecate.models.norms import fuse_norms
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES, assign, master_dtype, named_dense, reshard, shard_dense
 from hecate.train.optim import build_optimizer
@@ -52,9 +53,12 @@ def build_trainer(
     buffers are set, for a checkpoint to bring the rest. Raises ``ModelError`` or
     ``ConfigError`` for a model that cannot be trained as configured.
     """
-    model = build_meta_model(config.model, vocab_size=vocab_size)
+    model = build_meta_model(
+        config.model, vocab_size=vocab_size, device_type=ctx.device.type
+    )
     _check_length(model, config.data.sequence_tokens)
     layers = find_moe_layers(model)
+    fuse_norms(model)
     compute_dtype = DTYPES[config.train.dtype]
     source = None
     if config.model.path and fill:
