@@ -91,23 +91,29 @@ def causal_attention(
 ) -> torch.Tensor:
     """Attention within documents of ``lengths`` over the flattened ``B * S`` tokens.
 
-    CPU tensors; ``N`` is a multiple of ``M``; the value's head dim may be less than the query's.
-    Returns ``[B, S, N, H of value]``; differentiable once.
+    CPU tensors; ``N`` is a multiple of ``M``; the value's head dim may differ from the query's.
+    Returns ``[B, S, N, H of value]``; differentiable once. Raises ``ValueError`` for lengths that
+    do not add up to the tokens, or a document that crosses rows.
     """
-    repeats = query_BNSH.shape[1] // key_BMSH.shape[1]
+    B, N, S, H = query_BNSH.shape
+    if sum(lengths) != B * S:
+        raise ValueError(
+            f"documents of {sum(lengths)} tokens in {B} rows of {S}; expected {B * S} in all"
+        )
+    repeats = N // key_BMSH.shape[1]
     if repeats > 1:
         key_BMSH = key_BMSH.repeat_interleave(repeats, 1)
         value_BMSH = value_BMSH.repeat_interleave(repeats, 1)
     width = value_BMSH.shape[-1]
-    missing = query_BNSH.shape[-1] - width
-    if missing:
-        value_BMSH = F.pad(value_BMSH, (0, missing))
-    spans = spans_of(lengths, query_BNSH.shape[2])
+    if width < H:  # the kernel wants one head dim; zeros change neither scores nor sums
+        value_BMSH = F.pad(value_BMSH, (0, H - width))
+    elif width > H:
+        query_BNSH, key_BMSH = (F.pad(x, (0, width - H)) for x in (query_BNSH, key_BMSH))
     out_BNSH: torch.Tensor = _CausalAttention.apply(  # type: ignore[no-untyped-call]
-        query_BNSH, key_BMSH, value_BMSH, spans, scaling
+        query_BNSH, key_BMSH, value_BMSH, spans_of(lengths, S), scaling
     )
     out_BSNH = out_BNSH.transpose(1, 2)
-    return out_BSNH[..., :width] if missing else out_BSNH
+    return out_BSNH[..., :width] if width < H else out_BSNH
 
 
 class _CausalAttention(torch.autograd.Function):
