@@ -160,6 +160,10 @@ def test_a_planted_violation_is_found(rule: str, path: str, source: str, found: 
             "hecate/data/__init__.py",
             "from hecate.data import cache\nfrom hecate.data.cache import A\n__all__ = ['A']",
         ),
+        (
+            "hecate/data/__init__.py",
+            "from hecate.data.cache import A\nTABLE = {'a': A}\n__all__ = ['TABLE']",
+        ),
     ],
 )
 def test_what_the_rules_allow(path: str, source: str) -> None:

@@ -1,0 +1,54 @@
+"""``hecate bench NAME``, or ``all``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from hecate.bench import (
+    BENCHES,
+    BenchOptions,
+    document,
+    machine_facts,
+    render,
+    source_commit,
+    write_json,
+)
+from hecate.config import nearest_name
+from hecate.errors import ConfigError
+
+ALL = "all"
+CHECKOUT = Path(__file__).parents[2]
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(BENCHES)} or {ALL}.")],
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the rows and the summary here.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Every summary figure, within 10 minutes.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What models compute in.")
+    ] = "float32",
+) -> None:
+    """Run the benchmark, print its table and its summary; of ``all``, the JSON file is a list."""
+    names = list(BENCHES) if name == ALL else [name]
+    if name not in (*BENCHES, ALL):
+        near = nearest_name(name, BENCHES)
+        raise ConfigError(
+            f"there is no benchmark {name}",
+            expected=f"one of {', '.join((*BENCHES, ALL))}",
+            fix=f"did you mean {near}?" if near else "",
+        )
+    documents = []
+    for each in names:
+        report = BENCHES[each](BenchOptions(quick=quick, dtype=dtype))
+        render(report, Console())
+        documents.append(document(report, commit=source_commit(CHECKOUT), machine=machine_facts()))
+    if json is not None:
+        write_json(json, documents if name == ALL else documents[0])
