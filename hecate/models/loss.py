@@ -72,7 +72,8 @@ def linear_cross_entropy(
 
     Scalar in fp32 or wider; differentiable once in hidden, weight and bias.
     """
-    wanted = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_VD.requires_grad)
+    operands = (hidden_TD, weight_VD, bias_V)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     result: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_TD, weight_VD, bias_V, labels_T, wanted
     )
