@@ -1,0 +1,18 @@
+"""Checkpoints: what a job saves and how it is found again.
+
+file          decides or executes   in -> out
+names.py      decides               layer and expert -> key
+folder.py     executes              a folder -> its checkpoints; how one appears and goes
+integrity.py  executes              files -> records in meta.json -> whole or damaged
+agreement.py  executes              an error on one rank -> the same error on all
+writing.py    executes              live tensors -> staged copies -> DCP's files
+store.py      executes              a job's state <-> step-00000100
+reader.py     executes              step-00000100 -> one tensor, without a process group
+export.py     executes              step-00000100 -> a Hugging Face folder
+"""
+
+from hecate.checkpoint.folder import newest_checkpoint
+from hecate.checkpoint.reader import CheckpointReader
+from hecate.checkpoint.store import CheckpointConfig, CheckpointStore
+
+__all__ = ["CheckpointConfig", "CheckpointReader", "CheckpointStore", "newest_checkpoint"]
