@@ -185,10 +185,11 @@ def _resume(
     store: CheckpointStore,
 ) -> int:
     """Load what ``resume`` names into the trainer; the step to go on with."""
-    if resume == "none":
-        return 0
-    path = store.newest() if resume == "auto" else Path(resume)
+    path: Path | None = None
+    if resume != "none":
+        path = store.newest() if resume == "auto" else Path(resume)
     if path is None:
+        _seed_rng(config, 0, ctx.rank)
         return 0
     with together(ctx.groups.control, f"reading checkpoint {path}"):
         meta = store.read_meta(path)
@@ -206,10 +207,15 @@ def _resume(
     if same_world:
         restore_rng({rng_key(ctx.rank): random[rng_key(ctx.rank)]}, ctx.rank)
     else:
-        torch.manual_seed(config.seed * 1_000_003 + meta["step"] * 1009 + ctx.rank)
+        _seed_rng(config, meta["step"], ctx.rank)
     set_optimizer_step(trainer.optimizer, meta["step"])
     trainer.experts.refresh()
     return int(meta["step"])
+
+
+def _seed_rng(config: RunConfig, step: int, rank: int) -> None:
+    """Let each rank draw numbers (dropout, router noise) of its own, the same in every run."""
+    torch.manual_seed(config.seed * 1_000_003 + step * 1009 + rank)
 
 
 def _peak_flops(config: RunConfig, ctx: ParallelContext) -> float:

@@ -1,0 +1,115 @@
+"""The command line as a user runs it: real processes, a small corpus, a toy run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TOY: dict[str, Any] = {
+    "name": "toy",
+    "model": {
+        "family": "qwen3_moe",
+        "sizes": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "intermediate_size": 32,
+            "moe_intermediate_size": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "max_position_embeddings": 64,
+        },
+    },
+    "data": {
+        "path": "corpus",
+        "cache": "cache",
+        "sequence_tokens": 32,
+        "held_out": 0.1,
+        "tokenizer": {"vocab_size": 300},
+    },
+    "train": {"steps": 4, "batch_sequences": 5},
+    "checkpoint": {"every": 2},
+    "logging": {"every": 1, "sinks": ["jsonl"]},
+}
+"""A run of a second, in paths relative to the folder that it is started in."""
+
+
+def write_corpus(folder: Path, *, files: int = 12) -> Path:
+    """Text of made-up words in ``files`` files; the same every time."""
+    pick = random.Random(0)
+    words = ["".join(pick.choices("abcdefghij", k=pick.randint(2, 7))) for _ in range(100)]
+    folder.mkdir()
+    for number in range(files):
+        lines = [" ".join(pick.choices(words, k=9)) for _ in range(60)]
+        (folder / f"{number:02}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def write_config(path: Path, config: dict[str, Any] = TOY) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(*words: str | Path, cwd: Path, ranks: int = 0, **environment: str) -> subprocess.Popen:
+    """``hecate *words`` as a process of its own, under torchrun where ``ranks`` is given."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *(launcher if ranks else []), "-m", "hecate", *map(str, words)]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """What a started process ended with; whatever of it outlives ``timeout_s`` is killed."""
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def hecate(
+    *words: str | Path, cwd: Path, ranks: int = 0, timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run ``hecate *words`` to its end."""
+    return finish(start(*words, cwd=cwd, ranks=ranks), timeout_s)
+
+
+def succeed(*words: str | Path, cwd: Path, ranks: int = 0) -> str:
+    """Run ``hecate *words``, which must end with 0; what it printed."""
+    done = hecate(*words, cwd=cwd, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, without those of evaluations."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def set_(**values: object) -> list[str]:
+    """``--set`` words: ``set_(train__steps=3)`` is ``--set train.steps=3``."""
+    return [
+        word
+        for name, value in values.items()
+        for word in ("--set", f"{name.replace('__', '.')}={value}")
+    ]
