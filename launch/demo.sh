@@ -31,7 +31,7 @@ cat <<END
   $run/metrics.jsonl  every metric of every logged step
   $run/wandb          the same for Weights & Biases: wandb sync $run/wandb/offline-run-*
   $run/config.yaml    the whole configuration that was run
-  $exported           the model for transformers and vLLM
+  $exported             the model for transformers and vLLM
 
 == What to run next (after: source .venv/bin/activate)
   hecate generate $exported "class Queue:" --temperature 0.6

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers.utils.logging import disable_progress_bar
 
 from hecate.train.generate import generate
 
@@ -26,6 +27,7 @@ def command(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Print the prompt, once the model is there, and its continuation as it comes."""
+    disable_progress_bar()  # of loading the weights: it would break into the text
     ahead = [prompt]
 
     def show(text: str) -> None:
