@@ -13,7 +13,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -62,7 +62,7 @@ class Recipe:
         return tuple(name for names in self.sources.values() for name in names)
 
     def run(
-        self, tensors: Mapping[str, Sequence[torch.Tensor]], model: Any
+        self, tensors: Mapping[str, Sequence[torch.Tensor]], model: ModelShapes
     ) -> dict[str, torch.Tensor]:
         """Apply the converter to ``tensors`` (lists by source pattern); the results by name."""
         if self.converter is None:
@@ -78,20 +78,30 @@ class Recipe:
         }
 
 
-class OneExpertModel:
-    """The model as an operation sees it that is given one expert instead of a stack of them.
+class ModelShapes:
+    """What conversion operations ask of a model: its configuration, shapes and dtypes.
 
-    Some operations compare their input with the parameter that it will fill.
+    A copy without storage, so that the model may be sharded in the meantime. With ``one_expert``
+    every parameter has a single row, as an operation must see it that is given one expert instead
+    of a stack of them.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, *, one_expert: bool = False) -> None:
+        self.config = model.config
+        self._tensors = {
+            name: torch.empty_like(
+                tensor[:1] if one_expert and tensor.ndim else tensor, device="meta"
+            )
+            for name, tensor in model.state_dict().items()
+        }
 
     def get_parameter(self, name: str) -> torch.Tensor:
-        return self._model.get_parameter(name)[:1]
+        return self._tensors[name]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+    def get_submodule(self, path: str) -> SimpleNamespace:
+        """The tensors that lie directly in the module at ``path``, as attributes."""
+        inside = {n: t for n, t in self._tensors.items() if n.rpartition(".")[0] == path}
+        return SimpleNamespace(**{name.rpartition(".")[2]: t for name, t in inside.items()})
 
 
 def dense_names(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> tuple[str, ...]:
@@ -166,10 +176,15 @@ def may_be_absent(model: PreTrainedModel, name: str) -> bool:
 
 @dataclass(frozen=True)
 class WritePlan:
-    """How the model's tensors become the folder's: recipes, then renamings of what they make."""
+    """How the model's tensors become the folder's: recipes, then renamings of what they make.
+
+    ``recipes`` has each under every in-model name that it needs.
+    """
 
     recipes: dict[str, Recipe]
     renamings: tuple[WeightRenaming, ...]
+    shapes: ModelShapes
+    one_expert: ModelShapes
 
     def rename(self, name: str) -> str:
         """The folder's name of what a recipe has made."""
@@ -177,7 +192,7 @@ class WritePlan:
 
 
 def plan_writing(model: PreTrainedModel, names: Iterable[str]) -> WritePlan:
-    """Recipes by each in-model name that they need: ``revert_weight_conversion``, on names."""
+    """The steps of ``revert_weight_conversion``, on names."""
     transforms = [
         transform.reverse_transform()
         for transform in reversed(get_model_conversion_mapping(model, add_legacy=False))
@@ -196,7 +211,8 @@ def plan_writing(model: PreTrainedModel, names: Iterable[str]) -> WritePlan:
     for target, (converter, sources) in found.items():
         recipe = Recipe(target, (), converter, _frozen(sources))
         recipes.update(dict.fromkeys(recipe.names, recipe))
-    return WritePlan(recipes, tuple(renamings))
+    shapes, one_expert = ModelShapes(model), ModelShapes(model, one_expert=True)
+    return WritePlan(recipes, tuple(renamings), shapes, one_expert)
 
 
 def within_an_expert(operations: Sequence[ConversionOps]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
@@ -16,7 +15,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 from hecate.errors import ModelError
 from hecate.models.families import MoELayer
 from hecate.models.hub.mapping import (
-    OneExpertModel,
+    ModelShapes,
     Recipe,
     dense_names,
     may_be_absent,
@@ -30,10 +29,12 @@ from hecate.models.hub.tensor_files import TensorFile, TensorFolder, open_safete
 class HubFolder:
     """A folder's weights under the names and in the layouts of ``model``.
 
-    ``model`` is on the meta device and of the folder's family and sizes; ``layers`` are its MoE
-    layers. Opening reads headers only and raises ``ModelError`` for a folder that lacks a tensor,
-    holds one that the model has no place for or one of another shape, is cut short, or is
-    quantised in a way that cannot be undone here (MXFP4 can: it is dequantised while it is read).
+    ``model`` is of the folder's family and sizes, whole, and may be on the meta device; ``layers``
+    are its MoE layers. Once the folder is open the model may be sharded.
+
+    Opening reads headers only and raises ``ModelError`` for a folder that lacks a tensor, holds one
+    that the model has no place for or one of another shape, is cut short, or is quantised in a way
+    that cannot be undone here (MXFP4 can: it is dequantised while it is read).
 
     Tensors come in the folder's dtype, on the CPU. Reading one expert touches that expert's bytes
     only, except in families whose conversion is not known to leave experts apart: there all of the
@@ -51,7 +52,8 @@ class HubFolder:
         quantizer = _quantizer(folder)
         self._files = TensorFolder(folder, opener=opener)
         self._model = model
-        self._expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        self._shapes = ModelShapes(model)
+        self._one_expert = ModelShapes(model, one_expert=True)
         recipes, unexpected = plan_reading(model, self._files.names(), quantizer)
         self._recipes = {output: recipe for recipe in recipes for output in recipe.outputs}
         self._dense = dense_names(model, layers)
@@ -124,7 +126,7 @@ class HubFolder:
                 pattern: [self._files.read(names[expert_id])]
                 for pattern, names in recipe.sources.items()
             }
-        made = self._run(recipe, parts, OneExpertModel(self._model))
+        made = self._run(recipe, parts, self._one_expert)
         return made[name][0]
 
     def _convert(self, recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -132,10 +134,10 @@ class HubFolder:
             pattern: [self._files.read(name) for name in names]
             for pattern, names in recipe.sources.items()
         }
-        return self._run(recipe, parts, self._model)
+        return self._run(recipe, parts, self._shapes)
 
     def _run(
-        self, recipe: Recipe, parts: Mapping[str, list[torch.Tensor]], model: Any
+        self, recipe: Recipe, parts: Mapping[str, list[torch.Tensor]], model: ModelShapes
     ) -> dict[str, torch.Tensor]:
         try:
             made = recipe.run(parts, model)
@@ -144,10 +146,13 @@ class HubFolder:
             raise ModelError(
                 f"{self._files.path(recipe.names[0])}: {recipe.names[0]} does not fit "
                 f"{recipe.target}",
-                got=f"{str(error).splitlines()[0]} (from {self._shapes(recipe)})",
+                got=f"{str(error).splitlines()[0]} (from {self._sources(recipe)})",
                 expected="the shapes of the model that config.json describes",
                 fix="see that config.json belongs to these weights",
             ) from error
+
+    def _expected(self, name: str) -> tuple[int, ...]:
+        return tuple(self._shapes.get_parameter(name).shape)
 
     def _source(self, name: str) -> Recipe | None:
         """The recipe of ``name``, or of a weight tied to it where the folder kept that one."""
@@ -170,8 +175,8 @@ class HubFolder:
                 )
             if recipe.converter is None:
                 found = self._files.shape(recipe.names[0])
-                if found != self._expected[name]:
-                    raise self._wrong_shape(name, found, self._expected[name], recipe)
+                if found != self._expected(name):
+                    raise self._wrong_shape(name, found, self._expected(name), recipe)
 
     def _check_layer(self, layer: MoELayer) -> None:
         for part in layer.layout.tensors:
@@ -226,8 +231,8 @@ class HubFolder:
                     )
 
     def _check_shape(self, name: str, tensor: torch.Tensor, recipe: Recipe) -> None:
-        if tuple(tensor.shape) != self._expected[name]:
-            raise self._wrong_shape(name, tuple(tensor.shape), self._expected[name], recipe)
+        if tuple(tensor.shape) != self._expected(name):
+            raise self._wrong_shape(name, tuple(tensor.shape), self._expected(name), recipe)
 
     def _check_tied(self, name: str, tensor: torch.Tensor) -> None:
         """A folder may hold both of two tied weights, but then they must be equal."""
@@ -249,12 +254,12 @@ class HubFolder:
         first = recipe.names[0]
         return ModelError(
             f"{self._files.path(first)}: {first} has the wrong shape for {name}",
-            got=f"{found} (from {self._shapes(recipe)})",
+            got=f"{found} (from {self._sources(recipe)})",
             expected=str(expected),
             fix="see that config.json belongs to these weights (or remove model.sizes)",
         )
 
-    def _shapes(self, recipe: Recipe) -> str:
+    def _sources(self, recipe: Recipe) -> str:
         firsts = [names[0] for names in recipe.sources.values()]
         return ", ".join(f"{name} {self._files.shape(name)}" for name in firsts)
 

@@ -22,7 +22,6 @@ from transformers.modeling_utils import PreTrainedModel
 from hecate.errors import ModelError
 from hecate.models.families import MoELayer
 from hecate.models.hub.mapping import (
-    OneExpertModel,
     Recipe,
     WritePlan,
     dense_names,
@@ -92,7 +91,7 @@ def write_weights(
     for name, tensor in _convert_dense(plan, model, names, dense, cast):
         shards.add(name, tensor)
     for layer in layers:
-        for name, tensor in _convert_experts(plan, model, layer, expert, cast):
+        for name, tensor in _convert_experts(plan, layer, expert, cast):
             shards.add(name, tensor)
     shards.close()
 
@@ -121,7 +120,7 @@ def _convert_dense(
                 pattern: [waiting.pop(member) for member in members]
                 for pattern, members in recipe.sources.items()
             }
-            for made, value in recipe.run(parts, model).items():
+            for made, value in recipe.run(parts, plan.shapes).items():
                 yield plan.rename(made), value
     if missing:
         raise ModelError(
@@ -133,7 +132,6 @@ def _convert_dense(
 
 def _convert_experts(
     plan: WritePlan,
-    model: PreTrainedModel,
     layer: MoELayer,
     expert: ExpertReader,
     cast: FolderDtypes,
@@ -144,9 +142,9 @@ def _convert_experts(
     for name in expert_names(layer):
         recipe = plan.recipes[name]
         if _leaves_one_by_one(recipe):
-            numbered[name] = _names_by_expert(plan, recipe, model, layer)
+            numbered[name] = _names_by_expert(plan, recipe, layer)
         else:
-            parameter = model.get_parameter(name)
+            parameter = plan.shapes.get_parameter(name)
             stacks[name] = torch.empty(parameter.shape, dtype=cast.dtype_of(name, parameter.dtype))
     for expert_id in range(layer.num_experts):
         for part, tensor in expert(layer, expert_id).items():
@@ -156,7 +154,7 @@ def _convert_experts(
                 continue
             recipe = plan.recipes[name]
             pattern = next(iter(recipe.sources))
-            made = recipe.run({pattern: [cast(name, tensor)[None]]}, OneExpertModel(model))
+            made = recipe.run({pattern: [cast(name, tensor)[None]]}, plan.one_expert)
             yield from zip(numbered[name][expert_id], made.values(), strict=True)
     while stacks:
         recipe = plan.recipes[next(iter(stacks))]
@@ -164,7 +162,7 @@ def _convert_experts(
             pattern: [stacks.pop(member) for member in members]
             for pattern, members in recipe.sources.items()
         }
-        for made_name, value in recipe.run(parts, model).items():
+        for made_name, value in recipe.run(parts, plan.shapes).items():
             yield plan.rename(made_name), value
 
 
@@ -179,14 +177,12 @@ def _leaves_one_by_one(recipe: Recipe) -> bool:
     )
 
 
-def _names_by_expert(
-    plan: WritePlan, recipe: Recipe, model: PreTrainedModel, layer: MoELayer
-) -> list[list[str]]:
+def _names_by_expert(plan: WritePlan, recipe: Recipe, layer: MoELayer) -> list[list[str]]:
     """The folder's names of each expert's tensors, found by converting shapes without values."""
     pattern, (name,) = next(iter(recipe.sources.items()))
-    every = list(recipe.run({pattern: [model.get_parameter(name).detach()]}, model))
+    every = list(recipe.run({pattern: [plan.shapes.get_parameter(name)]}, plan.shapes))
     per_expert = len(every) // layer.num_experts
-    one = recipe.run({pattern: [model.get_parameter(name).detach()[:1]]}, OneExpertModel(model))
+    one = recipe.run({pattern: [plan.one_expert.get_parameter(name)]}, plan.one_expert)
     assert every[:: layer.num_experts] == list(one), f"{every} are not in order of experts"
     return [
         [plan.rename(every[kind * layer.num_experts + e]) for kind in range(per_expert)]
