@@ -1,8 +1,9 @@
 """The independent reference of the parity tests: one process, plain transformers, plain AdamW.
 
 It shares no code with the trainer but the initial values: transformers' own eager experts and
-attention, whole logits, ``torch.optim.AdamW`` without fusing, ``clip_grad_norm_``, and the
-auxiliary losses written out from the router logits that transformers records.
+attention, whole logits, ``torch.optim.AdamW`` without fusing, ``clip_grad_norm_``, and the masks of
+packed documents and the auxiliary losses written out, the latter from the router logits that
+transformers records.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ def train_reference(
                 output = model.base_model(
                     input_ids=ids,
                     position_ids=positions,
+                    attention_mask=_document_masks(model.config, positions, dtype),
                     use_cache=False,
                     output_router_logits=bool(balance_loss or z_loss),
                 )
@@ -167,6 +169,28 @@ def _chosen_experts(model: Any) -> Iterator[list[torch.Tensor]]:
     yield chosen
     for handle in handles:
         handle.remove()
+
+
+def _document_masks(config: Any, positions: torch.Tensor, dtype: torch.dtype) -> Any:
+    """Masks written out: a token sees its own document, up to itself and within the window.
+
+    Not every family would find the documents in ``position_ids``; gpt-oss takes no notice of them.
+    """
+    document = (positions == 0).cumsum(-1)
+    place = torch.arange(positions.shape[1])
+    back = place[:, None] - place
+    seen = (document[:, :, None] == document[:, None, :]) & (back >= 0)
+    window = getattr(config, "sliding_window", None) or len(place)
+    masks = {
+        name: torch.zeros(allowed.shape, dtype=dtype)
+        .masked_fill(~allowed, torch.finfo(dtype).min)
+        .unsqueeze(1)
+        for name, allowed in {
+            "full_attention": seen,
+            "sliding_attention": seen & (back < window),
+        }.items()
+    }
+    return masks if hasattr(config, "layer_types") else masks["sliding_attention"]
 
 
 def _auxiliary(

@@ -3,8 +3,7 @@
 transformers builds a mask over the whole row and computes every pair of it, also across documents.
 On a CPU each document is computed on its own tokens here, so a row of many documents costs the sum
 of their squares. Families whose attention needs more than (query, key, value) - sliding
-windows, sinks, soft caps - keep transformers' own path, which finds the documents from
-``position_ids``.
+windows, sinks, soft caps - keep transformers' own path, with masks made of ``position_ids``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from hecate.errors import ModelError
@@ -100,3 +100,22 @@ def packed_attention(
     B, _, S, _ = query_BNSH.shape
     lengths = tuple(document_lengths) if document_lengths is not None else (S,) * B
     return causal_attention(query_BNSH, key_BMSH, value_BMSH, lengths, scaling), None
+
+
+def document_masks(model: PreTrainedModel, position_ids_BS: torch.Tensor) -> Any:
+    """What ``attention_mask`` has to be for documents to stay apart on transformers' own paths.
+
+    Most families find the documents in ``position_ids`` themselves, but some never look there
+    (gpt_oss, afmoe). These are the masks that transformers makes ahead for ``generate``: one, or
+    one for each type of layer; ``None`` where a plain causal call is right.
+    """
+    create = getattr(model, "create_masks_for_generate", create_masks_for_generate)
+    embeddings: Any = model.get_input_embeddings()  # sharded, they have the compute dtype by now
+    shape_BS1 = embeddings.weight.new_empty(*position_ids_BS.shape, 1)
+    return create(
+        config=model.config,
+        inputs_embeds=shape_BS1,
+        attention_mask=None,
+        cache=None,
+        position_ids=position_ids_BS,
+    )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from hecate.models.attention import PACKED
+from hecate.models.attention import PACKED, document_masks
 
 IGNORED = -100
 CHUNK_TOKENS = 512
@@ -50,6 +50,8 @@ class CausalLoss(nn.Module):
         }
         if self.model.config._attn_implementation == PACKED:
             inputs["document_lengths"] = tuple(document_lengths)
+        else:
+            inputs["attention_mask"] = document_masks(self.model, position_ids_BS)
         if not self.fused:
             logits = self.model(**inputs).logits.flatten(0, 1)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
