@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_ARGS ?=
 TORCH ?= torch==2.13.0
+VLLM_VENV ?= .venv-vllm
 BENCH ?=
 PYTEST_ARGS ?= -n auto
 
@@ -24,7 +25,7 @@ STAMPS := $(VENV)/.stamps
 demo: $(STAMPS)/hecate
 	PATH="$(abspath $(BIN)):$$PATH" bash launch/demo.sh
 
-test: $(STAMPS)/dev
+test: $(STAMPS)/dev $(VLLM_VENV)/tried
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev
@@ -36,7 +37,7 @@ bench: $(STAMPS)/bench
 	PATH="$(abspath $(BIN)):$$PATH" hecate bench all $(BENCH)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMPS)/torch:
 	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
@@ -56,3 +57,9 @@ $(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
 $(STAMPS)/bench: $(STAMPS)/torch pyproject.toml
 	DS_BUILD_OPS=0 $(PIP) install --editable '.[bench]'
 	touch $@ $(STAMPS)/hecate
+
+# vLLM pins versions that are not ours, so the test that loads our exports in it has it apart. Where
+# it cannot be installed the script says so and that test skips.
+$(VLLM_VENV)/tried: tests/checkpoint/make_vllm_venv.sh
+	PYTHON=$(PYTHON) bash $< $(VLLM_VENV)
+	touch $@

@@ -63,5 +63,5 @@ def gather_counts(
 ) -> torch.Tensor:
     """Every rank's tokens per expert: ``[E]`` int64 on each rank becomes ``[W, E]`` on all."""
     counts = counts_E.new_empty(world_size * counts_E.numel())
-    dist.all_gather_into_tensor(counts, counts_E, group=group)
+    dist.all_gather_single(counts, counts_E, group=group)
     return counts.view(world_size, -1)

@@ -1,1 +1,1 @@
-"""Hecate: train Mixture-of-Experts models with fully sharded sparse data parallelism, and serve them."""
+"""Hecate: train Mixture-of-Experts models with fully sharded sparse data parallelism."""

@@ -1,21 +1,21 @@
 """Every error that Hecate raises on purpose.
 
-    HecateError               something of ours went wrong            exit code 1
-    ├── CollectiveFailure     a peer died or did not answer           exit code 1
-    └── UserError             the input can be mended by the user     exit code 2
-        ├── ConfigError       an unknown key, a value out of range
-        ├── DataError         a missing, empty or unreadable corpus
-        ├── TokenizerError    a tokenizer that does not fit
-        ├── ModelError        a model that cannot be built, read or trained here
-        ├── PlacementError    experts that cannot be placed on these ranks
-        ├── CheckpointError   a missing, truncated or foreign checkpoint
-        ├── StorageError      a full disk, a folder that cannot be written
-        └── MeshError         a port in use, a world that does not form
+HecateError               something of ours went wrong            exit code 1
+├── CollectiveFailure     a peer died or did not answer           exit code 1
+└── UserError             the input can be mended by the user     exit code 2
+    ├── ConfigError       an unknown key, a value out of range
+    ├── DataError         a missing, empty or unreadable corpus
+    ├── TokenizerError    a tokenizer that does not fit
+    ├── ModelError        a model that cannot be built, read or trained here
+    ├── PlacementError    experts that cannot be placed on these ranks
+    ├── CheckpointError   a missing, truncated or foreign checkpoint
+    ├── StorageError      a full disk, a folder that cannot be written
+    └── MeshError         a port in use, a world that does not form
 """
 
 
 class HecateError(Exception):
-    """One message in four parts: what happened, what was found, what was expected, how to mend it."""
+    """One message in four parts: what happened, what was found and expected, how to mend it."""
 
     exit_code = 1
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hecate.config import Config
@@ -37,13 +38,13 @@ class Rendezvous:
     rank: int
     world_size: int
     local_rank: int
-    store: dist.Store | None
+    store: Store | None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Rendezvous:
-        """What torchrun (or Slurm's launcher) says; one process alone where nobody says anything."""
+        """What torchrun or Slurm's launcher says; one process alone where nobody does."""
         if "RANK" not in environment and "WORLD_SIZE" not in environment:
-            return cls(0, 1, 0, dist.HashStore())
+            return cls(0, 1, 0, HashStore())
         try:
             rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
             local_rank = int(environment.get("LOCAL_RANK", "0"))

@@ -21,7 +21,7 @@ _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["tests_preload"])
 
 
-class RankFailed(AssertionError):
+class RankError(AssertionError):
     """A rank raised; its traceback is the message."""
 
 
@@ -31,7 +31,7 @@ def run_ranks(
     """``fn(ctx, *args)`` on ``world_size`` ranks; the results by rank.
 
     ``fn`` must be a module-level function. A rank that raises, dies or outlives ``timeout_s``
-    ends the others and raises ``RankFailed`` here.
+    ends the others and raises ``RankError`` here.
     """
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder, "store"))
@@ -60,15 +60,15 @@ def _collect(ends: list[Connection], deadline: float, timeout_s: float) -> list[
         pending = {end: rank for rank, end in enumerate(ends) if rank not in results}
         ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise RankFailed(f"ranks {sorted(pending.values())} gave nothing in {timeout_s:.0f} s")
+            raise RankError(f"ranks {sorted(pending.values())} gave nothing in {timeout_s:.0f} s")
         for end in ready:
             rank = pending[end]  # type: ignore[index]
             try:
                 failed, payload = pickle.loads(end.recv_bytes())  # type: ignore[union-attr]
             except EOFError:
-                raise RankFailed(f"rank {rank} died without a result") from None
+                raise RankError(f"rank {rank} died without a result") from None
             if failed:
-                raise RankFailed(f"rank {rank} raised:\n{payload}")
+                raise RankError(f"rank {rank} raised:\n{payload}")
             results[rank] = payload
     return [results[rank] for rank in range(len(ends))]
 

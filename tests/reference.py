@@ -153,7 +153,10 @@ def train_reference(
             outcome.losses.append(loss_sum / labels)
             outcome.auxiliary.append(aux_sum)
             outcome.norms.append(float(norm))
-    outcome.parameters = {n: t.detach().clone() for n, t in model.state_dict().items()}
+    names = dict(model.named_parameters()) | dict(model.named_buffers())  # a tied one once
+    outcome.parameters = {
+        n: t.detach().clone() for n, t in model.state_dict().items() if n in names
+    }
     return outcome
 
 

@@ -19,7 +19,7 @@ from collectives.placement import Placement
 class DispatchPlan:
     """The exchange of one layer in one micro-batch, as rank ``rank`` sees it.
 
-    ``slot_order_S``: the slot that each sent row holds. ``row_of_slot_TK``: its inverse, ``[T, K]``.
+    ``slot_order_S``: the slot that each sent row holds. ``row_of_slot_TK``: its inverse.
     ``arrange_R``: the received row that each row in expert order is, or ``None`` where received
     rows lie by expert already. ``rows_per_expert``: rows of each expert that this rank computes,
     in the order of ``Placement.chunks_on(rank)``.

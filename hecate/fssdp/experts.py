@@ -115,13 +115,15 @@ class LoopedExperts:
         R, F2, Fd = x_RD.shape[0], up_eFD.shape[1], down_eDF.shape[2]
         up_RF, act_RF = x_RD.new_empty(R, F2), x_RD.new_empty(R, Fd)
         y_RD = x_RD.new_empty(R, down_eDF.shape[1])
+        silu_RF = x_RD.new_empty(max(rows, default=0), Fd)
         for e, a, b in _spans(rows):
             up, act, y = up_RF[a:b], act_RF[a:b], y_RD[a:b]
             torch.mm(x_RD[a:b], up_eFD[e].t(), out=up)
             if bias:
                 up += bias[0][e]
             if math.silu_gate:
-                torch.mul(F.silu(up[:, :Fd]), up[:, Fd:], out=act)
+                silu = torch.ops.aten.silu.out(up[:, :Fd], out=silu_RF[: b - a])
+                torch.mul(silu, up[:, Fd:], out=act)
             else:
                 act.copy_(math.activate(up))
             torch.mm(act, down_eDF[e].t(), out=y)
@@ -144,6 +146,8 @@ class LoopedExperts:
         d_bias = _biases(shard.grads, math)
         d_x_RD = torch.empty_like(x_RD)
         Fd = saved.act_RF.shape[1]
+        d_act_RF = x_RD.new_empty(max(rows, default=0), Fd)
+        d_up_RF = x_RD.new_empty(max(rows, default=0), saved.up_RF.shape[1])
         if overwrite:
             for e, count in enumerate(rows):
                 if count == 0:
@@ -152,12 +156,11 @@ class LoopedExperts:
         for e, a, b in _spans(rows):
             x, d_y, up, act = x_RD[a:b], d_y_RD[a:b], saved.up_RF[a:b], saved.act_RF[a:b]
             _accumulate(d_down_eDF[e], d_y.t(), act, overwrite)
-            d_act = torch.mm(d_y, down_eDF[e])
+            d_act = torch.mm(d_y, down_eDF[e], out=d_act_RF[: b - a])
             if math.silu_gate:
-                gate = up[:, :Fd]
-                d_up = torch.empty_like(up)
-                torch.mul(d_act, F.silu(gate), out=d_up[:, Fd:])
-                d_act *= up[:, Fd:]
+                gate, d_up = up[:, :Fd], d_up_RF[: b - a]
+                torch.ops.aten.silu.out(gate, out=d_up[:, Fd:]).mul_(d_act)
+                d_act.mul_(up[:, Fd:])
                 torch.ops.aten.silu_backward.grad_input(d_act, gate, grad_input=d_up[:, :Fd])
             else:
                 d_up = _activation_grad(math, up, d_act)

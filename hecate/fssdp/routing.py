@@ -54,7 +54,7 @@ class Replay:
 
 
 class RoutingLog:
-    """The routing of the current step: written by routers and experts, read by the training step."""
+    """The routing of the current step: routers and experts write it, the step reads it."""
 
     def __init__(self, num_layers: int, num_experts: int, device: torch.device) -> None:
         self.counts_YE = torch.zeros(num_layers, num_experts, dtype=torch.int64, device=device)
@@ -151,10 +151,10 @@ class _Choices(TorchFunctionMode):
 
     def __enter__(self) -> Any:
         self._log._enter(self._replay, recomputing=self.recomputing)
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._log._leave()
 
     def __torch_function__(

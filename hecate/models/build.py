@@ -44,6 +44,10 @@ _UNBUILDABLE = (
     AttributeError,
 )
 
+# A family's defaults are ids of its own tokenizer, which a model from scratch does not have: its
+# text would end at any token, and transformers trains no embedding of the padding token.
+_NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+
 
 class ModelConfig(Config):
     """Which model: a local Hugging Face folder, or a family with sizes of its own.
@@ -85,7 +89,7 @@ def hf_config(config: ModelConfig, *, vocab_size: int) -> Any:
     try:
         if config.path:
             return AutoConfig.from_pretrained(folder, local_files_only=True, **config.sizes)
-        return cls(**{"vocab_size": vocab_size, **config.sizes})
+        return cls(**{"vocab_size": vocab_size, **_NO_TOKENS, **config.sizes})
     except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise ConfigError(
             f"{cls.__name__} refuses model.sizes",

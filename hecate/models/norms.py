@@ -45,10 +45,11 @@ def _epsilon(module: nn.Module) -> float | None:
 def _agrees(module: nn.Module) -> bool:
     names = [name for name, parameter in module.named_parameters() if parameter is not None]
     eps = _epsilon(module)
-    if names != ["weight"] or eps is None or module.weight.ndim != 1:
+    shape = tuple(module.get_parameter("weight").shape) if names == ["weight"] else ()
+    if eps is None or len(shape) != 1:
         return False
     generator = torch.Generator().manual_seed(0)
-    dim = module.weight.shape[0]
+    (dim,) = shape
     weight = torch.rand(dim, generator=generator) + 0.5
     x = torch.randn(3, dim, generator=generator)
     with torch.no_grad():
@@ -74,7 +75,8 @@ class _RMSNorm(torch.autograd.Function):
         rstd_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
         rstd_T1.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_TD, weight_D, rstd_T1)
-        return (x_TD * rstd_T1).mul_(weight_D).view(x.shape)
+        y_TD: torch.Tensor = (x_TD * rstd_T1).mul_(weight_D)
+        return y_TD.view(x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -53,9 +53,7 @@ def build_trainer(
     buffers are set, for a checkpoint to bring the rest. Raises ``ModelError`` or
     ``ConfigError`` for a model that cannot be trained as configured.
     """
-    model = build_meta_model(
-        config.model, vocab_size=vocab_size, device_type=ctx.device.type
-    )
+    model = build_meta_model(config.model, vocab_size=vocab_size, device_type=ctx.device.type)
     _check_length(model, config.data.sequence_tokens)
     layers = find_moe_layers(model)
     fuse_norms(model)

@@ -35,7 +35,7 @@ def shard_dense(
     needs no sharding at all.
     """
     masters = master_dtype(compute_dtype)
-    model.to(masters)
+    nn.Module.to(model, dtype=masters)
     if ctx.world_size > 1 or compute_dtype != masters:
         policy = MixedPrecisionPolicy(
             param_dtype=None if compute_dtype == masters else compute_dtype,
@@ -51,6 +51,7 @@ def shard_dense(
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
     root.to_empty(device=ctx.device)
+    model.tie_weights()  # allocation gave each name a tensor of its own
 
 
 def assign(target: torch.Tensor, value: torch.Tensor) -> None:

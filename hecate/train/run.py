@@ -82,6 +82,9 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
         trainer = build_trainer(
             config, ctx, vocab_size=num_token_ids(tokenizer), phase=phases.phase
         )
+        text = trainer.model.config.get_text_config()
+        if text.eos_token_id is None:  # from scratch: an export then knows where a text ends
+            text.eos_token_id = tokenizer.eos_token_id
         stream = TrainStream(
             corpus.train,
             sequence_tokens=config.data.sequence_tokens,

@@ -157,7 +157,7 @@ class TrainingStep:
         )
 
     def _update_router_bias(self) -> None:
-        """Raise the bias of experts with less than the mean load, lower the others' (2408.15664)."""
+        """Raise the bias of experts below the mean load, lower the others' (2408.15664)."""
         rate = self._router.bias_update_rate
         if not rate:
             return

@@ -19,7 +19,7 @@ from checkpoint_states import (
     sharded,
     state_after,
 )
-from ranks import RankFailed, run_ranks
+from ranks import RankError, run_ranks
 from torch.distributed.tensor import DTensor
 
 from hecate.checkpoint.names import expert_key, rng_key
@@ -207,7 +207,7 @@ def save_the_same_expert_twice(ctx: ParallelContext, folder: Path) -> None:
 
 
 def test_two_owners_of_one_expert_are_an_error_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(RankFailed, match=f"ranks 0 and 1 both save expert 0 of {LAYER}"):
+    with pytest.raises(RankError, match=f"ranks 0 and 1 both save expert 0 of {LAYER}"):
         run_ranks(save_the_same_expert_twice, 2, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -39,6 +39,7 @@ class Case:
     experts: int = 0
     one_token: bool = False
     attention: str = "auto"
+    tied: bool = False
 
 
 def _sizes(case: Case) -> dict[str, Any]:
@@ -47,11 +48,12 @@ def _sizes(case: Case) -> dict[str, Any]:
         config.pop(key, None)
     if case.experts:
         config["num_experts"] = case.experts
+    config["tie_word_embeddings"] = case.tied
     return config
 
 
 def global_batches(case: Case) -> list[list[Batch]]:
-    """Packed rows of random documents; a fixed seed, the same on every rank and in the reference."""
+    """Packed rows of random documents from a fixed seed: the same on every rank."""
     generator = torch.Generator().manual_seed(7)
     steps = []
     for _ in range(STEPS):
@@ -174,7 +176,8 @@ def _parameters(trainer: Any, ctx: ParallelContext) -> dict[str, torch.Tensor]:
 
 
 def reference_of(case: Case) -> Outcome:
-    config = toy_config(case.family, **({"num_experts": case.experts} if case.experts else {}))
+    sizes: dict[str, object] = {"num_experts": case.experts} if case.experts else {}
+    config = toy_config(case.family, tie_word_embeddings=case.tied, **sizes)
     wide = WideFloats() if case.dtype == "float64" else contextlib.nullcontext()
     with wide:
         return train_reference(
@@ -245,6 +248,8 @@ def test_fp64_steps_equal_the_reference(case: Case, world_size: int) -> None:
             id="olmoe-balance-only",
         ),
         pytest.param(replace(BASE, accumulation=3), 2, id="accumulate"),
+        pytest.param(replace(BASE, tied=True), 1, id="tied-embeddings-1"),
+        pytest.param(replace(BASE, tied=True), 2, id="tied-embeddings-2"),
         pytest.param(
             replace(
                 BASE, family="deepseek_v3", balance_loss=0.0, z_loss=0.0, bias_update_rate=0.01

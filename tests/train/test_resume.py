@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from jobs import metrics, write_corpus
-from ranks import RankFailed, run_ranks
+from ranks import RankError, run_ranks
 from reference import WideFloats
 from toy_models import toy_config
 
@@ -217,5 +217,5 @@ def test_a_checkpoint_of_something_else_is_refused(
 ) -> None:
     straight = runs.straight(Case(), 1)
     config = case.config(runs.folder, f"refused-{len(said)}").model_copy(update=changed)
-    with pytest.raises(RankFailed, match=said):
+    with pytest.raises(RankError, match=said):
         run_ranks(train_on_rank, 1, config, str(straight / "checkpoints" / LAST))
