@@ -1,4 +1,4 @@
-"""The plan of a token exchange: two ranks by hand, and any number of them simulated in one process."""
+"""The plan of a token exchange: two ranks by hand, and any number of them simulated."""
 
 from __future__ import annotations
 
