@@ -40,6 +40,13 @@ def test_sizes_and_the_tokenizers_vocabulary_reach_the_family():
     assert hf_config(of_family(vocab_size=50), vocab_size=777).vocab_size == 50
 
 
+@pytest.mark.parametrize("family", ["olmoe", "mixtral", "deepseek_v3", "sarvam_moe"])
+def test_no_token_of_the_familys_own_tokenizer_is_taken_over(family):
+    config = hf_config(of_family(family), vocab_size=777)
+    assert config.bos_token_id is config.eos_token_id is config.pad_token_id is None
+    assert hf_config(of_family(family, eos_token_id=5), vocab_size=777).eos_token_id == 5
+
+
 def test_a_size_under_the_familys_other_name_counts():
     """Mixtral calls its experts ``num_local_experts`` and answers to ``num_experts`` too."""
     assert hf_config(of_family("mixtral", num_experts=3), vocab_size=9).num_local_experts == 3

@@ -94,7 +94,8 @@ def plain_loss(model: torch.nn.Module, batches: Iterable[MicroBatch]) -> tuple[f
 
 
 def test_every_step_is_in_the_metrics(finished: Finished) -> None:
-    lines = [json.loads(line) for line in (finished.run / "metrics.jsonl").open()]
+    text = (finished.run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     steps, evaluations = lines[:-1], lines[-1:]
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     for line in steps:
