@@ -104,7 +104,7 @@ def shard_experts(
         module.runtime = RoutedExperts(  # type: ignore[assignment]
             shard,
             ExpertMath.of(module, layer.name),
-            kernel_for(ctx.device),
+            kernel_for(ctx.device, compute_dtype, layer.layout),
             placement,
             rank=ctx.rank,
             group=ctx.groups.tokens,

@@ -20,6 +20,7 @@ from transformers.integrations.moe import _default_apply_gate
 
 from hecate.errors import ModelError
 from hecate.fssdp.shards import ExpertShard
+from hecate.models.families import ChunkLayout
 
 
 @dataclass(frozen=True)
@@ -226,9 +227,18 @@ KERNELS: dict[str, type[LoopedExperts] | type[GroupedExperts]] = {
 }
 
 
-def kernel_for(device: torch.device) -> ExpertKernel:
-    """The kernel that is faster on ``device``."""
-    return KERNELS["grouped" if device.type == "cuda" else "looped"]()
+def kernel_for(device: torch.device, dtype: torch.dtype, layout: ChunkLayout) -> ExpertKernel:
+    """The kernel that is faster on ``device``, of those that can run these experts there."""
+    grouped = device.type == "cuda" and fits_grouped(dtype, layout)
+    return KERNELS["grouped" if grouped else "looped"]()
+
+
+def fits_grouped(dtype: torch.dtype, layout: ChunkLayout) -> bool:
+    """Whether ``F.grouped_mm`` takes these experts: not fp64, strides in multiples of 16 bytes."""
+    strides = [layout.numel]
+    for tensor in layout.tensors:
+        strides += [tensor.offset, *(tensor.shape if len(tensor.shape) == 2 else ())]
+    return dtype != torch.float64 and all(n * dtype.itemsize % 16 == 0 for n in strides)
 
 
 def _projections(
