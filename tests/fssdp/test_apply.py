@@ -1,0 +1,187 @@
+"""Owners for every expert, and the runtime behind every experts module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from toy_models import FAMILIES, toy_config
+
+from hecate.errors import ConfigError
+from hecate.fssdp.apply import ShardedExperts, even_placements, release_experts, shard_experts
+from hecate.fssdp.routing import RouterConfig
+from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
+from hecate.models.build import meta_model
+from hecate.models.families import ChunkLayout, ExpertTensor, MoELayer, find_moe_layers
+
+QUIET = RouterConfig(balance_loss=0.0)
+
+
+@pytest.fixture(scope="module")
+def ctx() -> Iterator[ParallelContext]:
+    with open_mesh(MeshConfig(device="cpu"), Rendezvous.from_environment({})) as context:
+        yield context
+
+
+def shard(
+    model: nn.Module,
+    layers: tuple[MoELayer, ...],
+    ctx: ParallelContext,
+    router: RouterConfig = QUIET,
+    compute_dtype: torch.dtype = torch.float32,
+) -> ShardedExperts:
+    release_experts(model, layers)
+    return shard_experts(
+        model,
+        layers,
+        ctx,
+        router=router,
+        dtype=torch.float32,
+        compute_dtype=compute_dtype,
+        phase=lambda _: contextlib.nullcontext(),
+    )
+
+
+def layers_of(*sizes: int) -> tuple[MoELayer, ...]:
+    layout = ChunkLayout((ExpertTensor("w", (2,), 0),))
+    return tuple(MoELayer(i, f"layers.{i}.experts", size, layout) for i, size in enumerate(sizes))
+
+
+def test_larger_shares_fall_on_the_ranks_in_turn():
+    placements = even_placements(layers_of(5, 5, 5), 3)
+    assert [placement.owners for placement in placements] == [
+        (0, 0, 1, 1, 2),
+        (2, 2, 0, 0, 1),
+        (1, 1, 2, 2, 0),
+    ]
+
+
+def test_with_more_ranks_than_experts_every_rank_gets_some_over_the_layers():
+    placements = even_placements(layers_of(2, 2, 2, 2), 4)
+    assert [placement.owners for placement in placements] == [(0, 1), (2, 3), (0, 1), (2, 3)]
+
+
+@given(sizes=st.lists(st.integers(1, 20), max_size=8), world_size=st.integers(1, 12))
+def test_over_all_layers_ranks_differ_by_at_most_one_expert(sizes, world_size):
+    placements = even_placements(layers_of(*sizes), world_size)
+    assert [placement.num_chunks for placement in placements] == sizes
+    totals = [sum(len(p.chunks_on(rank)) for p in placements) for rank in range(world_size)]
+    assert sum(totals) == sum(sizes)
+    assert max(totals) - min(totals) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_ranks_together_hold_each_expert_once(family, world_size, ctx):
+    owned: list[list[int]] = []
+    for rank in range(world_size):
+        model = meta_model(toy_config(family))
+        layers = find_moe_layers(model)
+        experts = shard(model, layers, replace(ctx, rank=rank, world_size=world_size))
+        owned = owned or [[] for _ in layers]
+        assert experts.layers == layers
+        for layer, held, own, placement in zip(
+            layers, owned, experts.shards, experts.placements, strict=True
+        ):
+            assert own.layer is layer
+            assert own.expert_ids == placement.chunks_on(rank)
+            assert own.parameter.shape == (len(own.expert_ids), layer.layout.numel)
+            held += own.expert_ids
+        assert experts.parameters() == [s.parameter for s in experts.shards if s.expert_ids]
+    for layer, held in zip(layers, owned, strict=True):
+        assert sorted(held) == list(range(layer.num_experts))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_experts_module_keeps_its_chunks_and_nothing_else(family, ctx):
+    model = meta_model(toy_config(family))
+    layers = find_moe_layers(model)
+    dense = sum(p.numel() for p in model.parameters()) - sum(
+        layer.num_experts * layer.layout.numel for layer in layers
+    )
+    experts = shard(model, layers, replace(ctx, rank=1, world_size=2))
+    for layer, own in zip(layers, experts.shards, strict=True):
+        module = model.get_submodule(layer.name)
+        assert [name for name, _ in module.named_parameters()] == ["chunks"]
+        assert module.chunks is own.parameter
+        assert module.runtime.shard is own
+    here = sum(p.numel() for p in model.parameters())
+    assert here == dense + sum(own.parameter.numel() for own in experts.shards)
+
+
+def test_released_experts_are_out_of_reach_of_whoever_shards_the_rest():
+    model = meta_model(toy_config("gpt_oss"))
+    release_experts(model, find_moe_layers(model))
+    assert not [name for name, _ in model.named_parameters() if ".experts." in name]
+
+
+def test_a_bf16_run_keeps_fp32_masters(ctx):
+    model = meta_model(toy_config("olmoe"))
+    experts = shard(model, find_moe_layers(model), ctx, compute_dtype=torch.bfloat16)
+    own = experts.shards[0]
+    assert own.parameter.dtype == torch.float32
+    assert {weight.dtype for weight in own.weights.values()} == {torch.bfloat16}
+    with torch.no_grad():
+        own.parameter.fill_(2)
+    experts.refresh()
+    assert bool((own.weights["down_proj"] == 2).all())
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "deepseek_v3"])
+def test_a_bias_rate_in_a_family_without_the_bias_is_refused(family, ctx):
+    model = meta_model(toy_config(family))
+    with pytest.raises(ConfigError, match=r"router\.bias_update_rate") as caught:
+        shard(model, find_moe_layers(model), ctx, RouterConfig(bias_update_rate=0.001))
+    assert "model.layers.0.mlp.experts" in caught.value.got
+    assert "router.balance_loss" in caught.value.fix
+
+
+def test_a_bias_rate_in_a_family_with_the_bias_is_taken(ctx):
+    model = meta_model(toy_config("deepseek_v3"))
+    experts = shard(model, find_moe_layers(model), ctx, RouterConfig(bias_update_rate=0.001))
+    assert [router.bias.shape for router in experts.routers] == [(8,), (8,)]
+
+
+def without_logits() -> tuple[nn.Module, tuple[MoELayer, ...]]:
+    """Experts of a real family under a model that declares no router."""
+    model = meta_model(toy_config("mixtral"))
+    bare = nn.Module()
+    bare.block = nn.Module()
+    bare.block.experts = model.get_submodule("model.layers.0.mlp.experts")
+    return bare, find_moe_layers(bare)
+
+
+@pytest.mark.parametrize(
+    "router", [RouterConfig(balance_loss=0.01), RouterConfig(balance_loss=0, z_loss=0.001)]
+)
+def test_losses_that_need_logits_are_refused_where_there_are_none(router, ctx):
+    model, layers = without_logits()
+    with pytest.raises(ConfigError, match="need router logits") as caught:
+        shard(model, layers, ctx, router)
+    assert "block.experts" in caught.value.got
+
+
+def test_a_family_without_logits_trains_without_those_losses(ctx):
+    model, layers = without_logits()
+    assert len(shard(model, layers, ctx).shards) == 1
+
+
+@pytest.mark.parametrize(
+    ("router", "hooks"),
+    [
+        (RouterConfig(balance_loss=0.0, z_loss=0.0), 0),
+        (RouterConfig(balance_loss=0.1, z_loss=0.0), 1),
+        (RouterConfig(balance_loss=0.0, z_loss=0.1), 1),
+    ],
+)
+def test_logits_are_watched_only_where_a_loss_needs_them(router, hooks, ctx):
+    model = meta_model(toy_config("olmoe"))
+    experts = shard(model, find_moe_layers(model), ctx, router)
+    for found in experts.routers:
+        assert len(found.module._forward_hooks) == hooks
