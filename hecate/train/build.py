@@ -56,6 +56,7 @@ def build_trainer(
     model = build_meta_model(config.model, vocab_size=vocab_size, device_type=ctx.device.type)
     _check_length(model, config.data.sequence_tokens)
     layers = find_moe_layers(model)
+    _check_choices(model, layers)
     fuse_norms(model)
     compute_dtype = DTYPES[config.train.dtype]
     source = None
@@ -159,4 +160,16 @@ def _check_length(model: PreTrainedModel, sequence_tokens: int) -> None:
             expected=f"at most max_position_embeddings = {limit}",
             fix=f"set data.sequence_tokens to {limit} or less, or model.sizes."
             "max_position_embeddings to more",
+        )
+
+
+def _check_choices(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> None:
+    top_k = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 0
+    fewest = min(layers, key=lambda layer: layer.num_experts)
+    if top_k > fewest.num_experts:
+        raise ConfigError(
+            "each token is to choose more experts than a layer has",
+            got=f"num_experts_per_tok = {top_k}",
+            expected=f"at most {fewest.num_experts}, the experts of {fewest.name}",
+            fix="lower model.sizes.num_experts_per_tok, or raise the number of experts",
         )

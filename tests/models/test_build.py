@@ -47,6 +47,12 @@ def test_no_token_of_the_familys_own_tokenizer_is_taken_over(family):
     assert hf_config(of_family(family, eos_token_id=5), vocab_size=777).eos_token_id == 5
 
 
+def test_a_model_from_scratch_has_none_of_the_familys_special_tokens():
+    """They are ids of a tokenizer that it does not have."""
+    config = hf_config(of_family("mixtral", bos_token_id=4), vocab_size=777)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (4, None, None)
+
+
 def test_a_size_under_the_familys_other_name_counts():
     """Mixtral calls its experts ``num_local_experts`` and answers to ``num_experts`` too."""
     assert hf_config(of_family("mixtral", num_experts=3), vocab_size=9).num_local_experts == 3
