@@ -1,0 +1,150 @@
+"""DeepSpeed's engine over the transformers model, with DeepSpeed's MoE layer for its MoE blocks.
+
+The boundary file of DeepSpeed, which not every installation has: nothing else imports it, and only
+functions here do. Its newer AutoEP is left out: DeepSpeed 0.19 builds it only with transformers
+releases older than 5.24.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hecate.bench.peers.protocol import Implementations, Job
+from hecate.bench.peers.transformers_model import (
+    build_model,
+    decay_groups,
+    fastest,
+    fused_adamw,
+    mean_loss,
+)
+from hecate.bench.turns import Turns
+from hecate.bench.workloads import Rows, read_batches
+from hecate.mesh import ParallelContext
+
+ZERO_STAGES = (0, 1)
+
+
+def train(job: Job, ctx: ParallelContext, turns: Turns) -> None:
+    """Train with the ZeRO stage that is faster here; one process has nothing to shard."""
+    # What DeepSpeed's launcher would say; the group that is there needs no address.
+    os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(ctx.local_rank), RANK=str(ctx.rank))
+    os.environ.update(WORLD_SIZE=str(ctx.world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    batches = read_batches(job.batches, ctx.rank, ctx.world_size)
+    stage, tried = 0, ""
+    if ctx.world_size > 1:
+        stage, tried = fastest(
+            ZERO_STAGES, lambda s: _Trial(s, job, ctx, batches[0]), ctx, repeats=1
+        )
+        gc.collect()
+    engine = build_engine(stage, job, ctx)
+    turns.ready(
+        attention=_implementations(job).attention,
+        experts=f"MoE layer, ZeRO {stage}",
+        tried=f"ZeRO {tried}" if tried else "",
+    )
+    for rows in batches:
+        turns.step_done(_step(engine, rows, job, ctx) / ctx.world_size)
+
+
+class _Trial:
+    """A ZeRO stage's engine, freed with the trial."""
+
+    def __init__(self, zero_stage: int, job: Job, ctx: ParallelContext, rows: Rows) -> None:
+        gc.collect()  # the engine of the last trial is in a cycle
+        self._job, self._ctx, self._rows = job, ctx, rows
+        self._engine = build_engine(zero_stage, job, ctx)
+
+    def __call__(self) -> None:
+        _step(self._engine, self._rows, self._job, self._ctx)
+
+
+def _step(engine: Any, rows: Rows, job: Job, ctx: ParallelContext) -> float:
+    loss = mean_loss(engine, rows, job, ctx.world_size)
+    engine.backward(loss)
+    engine.step()
+    return float(loss.detach())
+
+
+def build_engine(zero_stage: int, job: Job, ctx: ParallelContext) -> Any:
+    """A DeepSpeed engine over the transformers model with its MoE blocks replaced."""
+    import deepspeed
+    from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+
+    model = build_model(job, _implementations(job))
+    for layer in model.model.layers:
+        layer.mlp = _DeepSpeedBlock(layer.mlp, ctx)
+    config = {
+        "train_micro_batch_size_per_gpu": job.workload.batch_sequences // ctx.world_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": job.clip_norm,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 30,
+    }
+    groups: Any = decay_groups(model, job.optimizer.weight_decay)
+    groups = split_params_into_different_moe_groups_for_optimizer(groups)
+    groups = [group for group in groups if group["params"]]
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=fused_adamw(groups, job.optimizer), config=config
+    )
+    engine.train()
+    return engine
+
+
+def _implementations(job: Job) -> Implementations:
+    """The attention that was fastest; transformers' own experts are replaced anyhow."""
+    attention = job.implementations.attention if job.implementations else "sdpa"
+    return Implementations(attention, "eager")
+
+
+class _DeepSpeedBlock(nn.Module):
+    """``deepspeed.moe.layer.MoE`` with the weights of a transformers MoE block."""
+
+    def __init__(self, block: Any, ctx: ParallelContext) -> None:
+        super().__init__()
+        from deepspeed.comm import init_distributed
+        from deepspeed.moe.layer import MoE
+
+        init_distributed(dist_backend="gloo", verbose=False)
+        gate_up_EFD, down_EDF = block.experts.gate_up_proj, block.experts.down_proj
+        num_experts, D, Fd = down_EDF.shape
+        self.moe = MoE(
+            D,
+            _GatedExpert(D, Fd),
+            num_experts=num_experts,
+            ep_size=ctx.world_size,
+            k=block.gate.top_k,
+            drop_tokens=False,
+            use_rts=False,
+            top2_2nd_expert_sampling=False,
+        )
+        first = ctx.rank * num_experts // ctx.world_size
+        with torch.no_grad():
+            self.moe.deepspeed_moe.gate.wg.weight.copy_(block.gate.weight)
+            for e, expert in enumerate(self.moe.deepspeed_moe.experts.deepspeed_experts):
+                expert.gate_up.weight.copy_(gate_up_EFD[first + e])
+                expert.down.weight.copy_(down_EDF[first + e])
+
+    def forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.moe(hidden_BSD)[0]
+        return output.view_as(hidden_BSD)
+
+
+class _GatedExpert(nn.Module):
+    """One expert with one GEMM for gate and up, as transformers' experts have it."""
+
+    def __init__(self, D: int, Fd: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(D, 2 * Fd, bias=False)
+        self.down = nn.Linear(Fd, D, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        output: torch.Tensor = self.down(F.silu(gate) * up)
+        return output

@@ -1,0 +1,117 @@
+"""What a benchmark is asked, what it answers, and the two forms of its answer: a table and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hecate.config import Config
+from hecate.errors import StorageError
+
+Row = Mapping[str, JsonValue]
+
+
+class BenchOptions(Config):
+    """What every benchmark is told.
+
+    ``quick``: fewer rounds, but every summary key and the worst-case rows. ``dtype``: what models
+    compute in.
+    """
+
+    quick: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark found.
+
+    ``columns``: the keys of ``rows`` that the table shows, with their titles; rows may hold more. A
+    row that was simulated has ``"simulated": True``. ``notes``: sentences for the reader of the
+    table. ``summary``: the figures to compare from one run to the next.
+    """
+
+    bench: str
+    settings: Mapping[str, JsonValue]
+    columns: Mapping[str, str]
+    rows: tuple[Row, ...]
+    summary: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def document(report: Report, *, commit: str, machine: Mapping[str, JsonValue]) -> dict[str, object]:
+    """The report as the JSON object that ``--json`` writes."""
+    return {
+        "bench": report.bench,
+        "commit": commit,
+        "machine": dict(machine),
+        "settings": dict(report.settings),
+        "rows": [dict(row) for row in report.rows],
+        "summary": dict(report.summary),
+    }
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content``, whole or not at all. Raises ``StorageError``."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise StorageError(
+            f"cannot write {path}", got=str(error), fix="free space, or give --json another path"
+        ) from error
+
+
+def render(report: Report, console: Console) -> None:
+    """The table, the notes, and the summary last."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    numeric = {key for key in report.columns if _is_numeric(report.rows, key)}
+    for key, title in report.columns.items():
+        table.add_column(title, justify="right" if key in numeric else "left", overflow="fold")
+    for row in report.rows:
+        cells = [Text(show(row.get(key))) for key in report.columns]
+        if row.get("simulated"):
+            cells[0].append(" (simulated)")
+        table.add_row(*cells)
+    console.print(table)
+    if report.notes:
+        console.print()
+    for note in report.notes:
+        console.print(Text(f"- {note}"), soft_wrap=True)
+    console.print()
+    console.print(Text(f"{report.bench}: summary", style="bold"))
+    width = max(map(len, report.summary), default=0)
+    for name, value in report.summary.items():
+        console.print(Text(f"{name:<{width}}  {show(value)}"), soft_wrap=True)
+
+
+def show(value: JsonValue) -> str:
+    """A cell: numbers to four digits, nothing for what is missing."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_numeric(rows: tuple[Row, ...], key: str) -> bool:
+    present = [row[key] for row in rows if row.get(key) is not None]
+    return bool(present) and all(isinstance(value, int | float) for value in present)

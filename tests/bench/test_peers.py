@@ -1,0 +1,73 @@
+"""Every contender trains the same curve, alone and over two ranks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_workload import TOY, text_file
+
+from hecate.bench.crew import crew_of
+from hecate.bench.peers import CONTENDERS, OURS, Implementations, Job
+from hecate.bench.peers.hecate_trainer import run_config
+from hecate.bench.workloads import TWO_RANKS, Layout, write_batches, write_weights
+from hecate.data import DataConfig
+from hecate.data.progress import quiet
+
+STEPS = 4
+ONE_THREAD = Layout("1p", world_size=1, threads=1)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("job")
+    data = DataConfig(path=str(text_file(folder)), cache=str(folder / "cache"))
+    return Job(
+        workload=TOY,
+        layout=ONE_THREAD,
+        steps=STEPS,
+        dtype="float32",
+        seed=1,
+        batches=write_batches(TOY, STEPS, data=data, seed=1, folder=folder, progress=quiet),
+        weights=write_weights(TOY, seed=1, folder=folder),
+        implementations=Implementations("sdpa", "grouped_mm"),
+    )
+
+
+def losses_of(name: str, job: Job, folder: Path) -> tuple[float, ...]:
+    entry = CONTENDERS[name]
+    with crew_of(name, entry.train, job, cores=(), folder=folder, timeout_s=120) as crew:
+        crew.wait_ready()
+        return (*crew.turn(1).losses, *crew.turn(STEPS - 2).losses)
+
+
+def test_our_run_has_no_losses_that_peers_lack(job: Job) -> None:
+    config = run_config(job)
+    assert (config.router.balance_loss, config.router.z_loss) == (0.0, 0.0)
+    assert config.optimizer == job.optimizer
+    assert config.train.clip_norm == job.clip_norm
+    assert config.schedule.kind == "constant"
+
+
+@pytest.mark.parametrize("layout", [ONE_THREAD, TWO_RANKS], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("peer", [name for name in CONTENDERS if name != OURS])
+def test_a_peer_has_our_losses(peer: str, layout: Layout, job: Job, tmp_path: Path) -> None:
+    if missing := CONTENDERS[peer].missing():
+        pytest.skip(missing)
+    job = replace(job, layout=layout)
+    theirs = losses_of(peer, job, tmp_path)
+    assert len(theirs) == STEPS - 1
+    assert theirs[0] > theirs[-1]
+    assert theirs == pytest.approx(losses_of(OURS, job, tmp_path), rel=1e-5)
+
+
+def test_the_plain_loop_chooses_its_implementations(job: Job, tmp_path: Path) -> None:
+    job = replace(job, implementations=None)
+    plain = CONTENDERS["plain"].train
+    with crew_of("plain", plain, job, cores=(), folder=tmp_path, timeout_s=120) as crew:
+        settings = crew.wait_ready()
+    assert settings["experts"] in ("eager", "grouped_mm", "batched_mm")
+    assert settings["attention"] in ("sdpa", "eager")
+    assert len(re.findall(r"\w+ \d+\.\d+ s", settings["tried"])) == 5, settings["tried"]
