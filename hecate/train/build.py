@@ -76,7 +76,7 @@ def build_trainer(
     )
     _fill_buffers(model, layers)
     if source is not None:
-        _fill_from_folder(model, experts, source)
+        _fill_from_folder(model, layers, experts, source, config.seed)
     elif fill:
         _fill_from_seed(model, layers, experts, config.seed)
     experts.refresh()
@@ -123,11 +123,22 @@ def _fill_from_seed(
             shard.write(expert_id, initial_expert(model, shard.layer, expert_id, seed))
 
 
-def _fill_from_folder(model: PreTrainedModel, experts: ShardedExperts, source: HubFolder) -> None:
-    targets: dict[str, torch.Tensor] = dict(named_dense(model)) | dict(model.named_buffers())
+def _fill_from_folder(
+    model: PreTrainedModel,
+    layers: tuple[MoELayer, ...],
+    experts: ShardedExperts,
+    source: HubFolder,
+    seed: int,
+) -> None:
+    """Read this rank's part of the folder; what the family lets it lack starts from the seed."""
+    targets: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    targets |= dict(model.named_buffers())
+    if source.absent:
+        for name, value in initial_dense(model, layers, seed):
+            if name in source.absent:
+                assign(targets[name], value)
     for name, value in source.dense():
-        if name in targets:
-            assign(targets[name], value)
+        assign(targets[name], value)
     for shard in experts.shards:
         for expert_id in shard.expert_ids:
             shard.write(expert_id, source.expert(shard.layer, expert_id))
