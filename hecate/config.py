@@ -103,8 +103,9 @@ def _read(path: Path) -> str:
         near = nearest_name(path.name, (file.name for file in folder.glob("*.yaml")))
         raise ConfigError(
             f"there is no configuration {path}",
+            got=f"nothing at {path.absolute()}",
             expected="a YAML file",
-            fix=f"did you mean {folder / near}?" if near else "",
+            fix=f"did you mean {folder / near}?" if near else "give the path of such a file",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -202,7 +203,7 @@ def _unknown_key(cls: type[Config], key: Key, where: str) -> ConfigError:
         f"unknown key {'.'.join(key)} ({where})",
         got=name,
         expected=f"{_choices(cls)} in {prefix or 'the configuration'}",
-        fix=f"did you mean {within}{near}?" if near else "",
+        fix=f"did you mean {within}{near}?" if near else "choose one of these, or leave it out",
     )
 
 
@@ -240,10 +241,12 @@ def _invalid(error: ValidationError, settings: Mapping[Key, _Setting], source: s
         dotted = ".".join(key)
         if detail["type"] == "missing":
             found.append((f"{dotted} is not set ({source})", "nothing", "a value"))
+            fix = f"set {dotted} there, or with --set {dotted}=..."
             continue
         origin = _origin(settings, key)
         message = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
         got = show_scalar(detail["input"])
+        fix = f"correct {dotted}" if dotted else f"correct {source}"
         if detail["type"] == "string_type":
             fix = f'put text in quotes: {key[-1]}: "{"" if got == "null" else got}"'
         found.append((f"{dotted or source} does not stand ({origin})", got, message))
@@ -252,7 +255,8 @@ def _invalid(error: ValidationError, settings: Mapping[Key, _Setting], source: s
         return ConfigError(what, got=got, expected=expected, fix=fix)
     lines = [f"- {what}: got {got}, expected {expected}" for what, got, expected in found]
     return ConfigError(
-        f"{len(found)} values of {source} do not stand:\n" + "\n".join(lines), fix=fix
+        f"{len(found)} values of {source} do not stand:\n" + "\n".join(lines),
+        fix="correct each of them",
     )
 
 

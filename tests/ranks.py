@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["tests_preload"])
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["tests_preload"])
 
 
 class RankError(AssertionError):
@@ -37,8 +37,8 @@ def run_ranks(
         store = str(Path(folder, "store"))
         processes, ends = [], []
         for rank in range(world_size):
-            ours, theirs = _FORKSERVER.Pipe(duplex=False)
-            process = _FORKSERVER.Process(
+            ours, theirs = FORKSERVER.Pipe(duplex=False)
+            process = FORKSERVER.Process(
                 target=_rank_main, args=(theirs, fn, rank, world_size, store, args), daemon=True
             )
             process.start()

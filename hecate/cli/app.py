@@ -34,7 +34,7 @@ INTERRUPTED = 130
 
 # What the user can mend, every rank finds. torchrun ends the other ranks as soon as rank 0 has
 # ended, so that they, waiting this long, add nothing to its message.
-OTHER_RANKS_WAIT_S = 5.0
+OTHER_RANKS_WAIT_S = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -85,6 +85,7 @@ def hf_config(config: ModelConfig, *, vocab_size: int) -> Any:
                 f"model.sizes.{key} is not a field of {cls.__name__}",
                 got=key,
                 expected=_nearest(key, known),
+                fix="correct its name under model.sizes, or leave it out",
             )
     try:
         if config.path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from hecate.checkpoint.agreement import together
+from hecate.checkpoint.folder import newest_checkpoint
 from hecate.checkpoint.names import rng_key
 from hecate.checkpoint.store import CheckpointStore
 from hecate.config import dump_config
@@ -132,7 +134,7 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
 
 
 def _write_config(config: RunConfig, folder: Path, resume: str) -> None:
-    started = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())
+    started = newest_checkpoint(folder / "checkpoints") is not None
     if resume == "none" and started:
         raise CheckpointError(
             f"{folder} already holds checkpoints of a run",
@@ -142,6 +144,8 @@ def _write_config(config: RunConfig, folder: Path, resume: str) -> None:
             "remove the folder",
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if not started:  # of an attempt that came to nothing, perhaps with another configuration
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     partial = folder / ".config.yaml.partial"
     partial.write_text(dump_config(config), encoding="utf-8")
     partial.replace(folder / "config.yaml")
