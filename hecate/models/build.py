@@ -79,7 +79,15 @@ def hf_config(config: ModelConfig, *, vocab_size: int) -> Any:
     plain = _folder_config(folder) if config.path else _family_config(config.family)
     cls = type(plain)
     known = set(vars(plain)) | set(cls.attribute_map) | set(cls.__annotations__)
+    given: dict[str, str] = {}
     for key in config.sizes:
+        other = given.setdefault(cls.attribute_map.get(key, key), key)
+        if other != key:
+            raise ConfigError(
+                f"model.sizes sets one field of {cls.__name__} twice",
+                got=f"{other} and {key}, two names of it",
+                fix="keep one of them",
+            )
         if key not in known and not _read_by_family(cls, key):
             raise ConfigError(
                 f"model.sizes.{key} is not a field of {cls.__name__}",

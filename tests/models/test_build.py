@@ -58,6 +58,13 @@ def test_a_size_under_the_familys_other_name_counts():
     assert hf_config(of_family("mixtral", num_experts=3), vocab_size=9).num_local_experts == 3
 
 
+def test_one_size_under_both_its_names_is_refused():
+    """Otherwise one of the two would have no effect."""
+    with pytest.raises(ConfigError, match="sets one field of MixtralConfig twice") as caught:
+        hf_config(of_family("mixtral", num_local_experts=8, num_experts=3), vocab_size=9)
+    assert caught.value.got.startswith("num_local_experts and num_experts")
+
+
 def test_a_size_that_only_the_modeling_code_reads_counts():
     """OLMoE's configuration declares no ``head_dim``; its attention reads one."""
     assert hf_config(of_family("olmoe", head_dim=40), vocab_size=9).head_dim == 40

@@ -43,11 +43,10 @@ class Case:
 
 
 def _sizes(case: Case) -> dict[str, Any]:
-    config = toy_config(case.family).to_diff_dict()
+    experts = {"num_experts": case.experts} if case.experts else {}
+    config = toy_config(case.family, **experts).to_diff_dict()
     for key in ("model_type", "transformers_version", "architectures", "dtype"):
         config.pop(key, None)
-    if case.experts:
-        config["num_experts"] = case.experts
     config["tie_word_embeddings"] = case.tied
     return config
 
