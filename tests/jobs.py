@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -89,18 +90,25 @@ def finish(process: subprocess.Popen, timeout_s: float) -> subprocess.CompletedP
 
 
 def hecate(
-    *words: str | Path, cwd: Path, ranks: int = 0, timeout_s: float = 120
+    *words: str | Path,
+    cwd: Path,
+    ranks: int = 0,
+    timeout_s: float = 120,
+    largest_file_bytes: int = resource.RLIM_INFINITY,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``hecate *words`` to its end.
 
-    Alone it is forked from a process that has imported torch already, which saves seconds.
+    Alone it is forked from a process that has imported torch already, which saves seconds;
+    ``largest_file_bytes`` is then the limit on the files that it writes.
     """
     if ranks:
         return finish(start(*words, cwd=cwd, ranks=ranks), timeout_s)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         arguments = [str(word) for word in words]
-        process = FORKSERVER.Process(target=_forked, args=(arguments, cwd, out, err), daemon=True)
+        process = FORKSERVER.Process(
+            target=_forked, args=(arguments, cwd, out, err, largest_file_bytes), daemon=True
+        )
         process.start()
         process.join(timeout_s)
         if process.is_alive():
@@ -112,9 +120,10 @@ def hecate(
         )
 
 
-def _forked(arguments: list[str], cwd: Path, out: Path, err: Path) -> None:
+def _forked(arguments: list[str], cwd: Path, out: Path, err: Path, largest_bytes: int) -> None:
     """What ``python -m hecate`` does, in ``cwd`` and into the files ``out`` and ``err``."""
     os.chdir(cwd)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_bytes, resource.RLIM_INFINITY))
     for path, descriptor in ((out, 1), (err, 2)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
