@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,13 @@ BIAS = "e_score_correction_bias"
 class Router:
     """The router of one layer.
 
-    ``module`` gives its logits as output number ``output`` (transformers records them for
-    ``output_router_logits``); ``bias`` is the buffer of the aux-loss-free method (2408.15664),
-    fp32 ``[E]``, where the family has one.
+    ``block`` is the MoE block; ``module`` gives the logits as output number ``output``
+    (transformers records them for ``output_router_logits``); ``bias`` is the buffer of the
+    aux-loss-free method (2408.15664), fp32 ``[E]``, where the family has one.
     """
 
     layer: MoELayer
+    block: nn.Module
     module: nn.Module
     output: int
     has_logits: bool
@@ -34,9 +36,20 @@ class Router:
         """The balancing bias, or ``None``; looked up anew, since buffers move with the model."""
         return None if self.bias_owner is None else getattr(self.bias_owner, BIAS)
 
+    @property
+    def scores_by_sigmoid(self) -> bool:
+        """Whether the family scores experts by sigmoid and not by softmax.
+
+        transformers' configurations do not say; the code of the router, or of the block around
+        it, does. Only families with a balancing bias score so.
+        """
+        return self.bias_owner is not None and any(
+            "sigmoid" in inspect.getsource(type(part)) for part in (self.module, self.block)
+        )
+
     def on_logits(self, record: Callable[..., None]) -> None:
         """Call ``record(layer index, logits [T, E], sigmoid=...)`` in every forward pass."""
-        sigmoid = self.bias_owner is not None
+        sigmoid = self.scores_by_sigmoid
 
         def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
             logits = outputs[self.output] if isinstance(outputs, tuple) else outputs
@@ -59,7 +72,7 @@ def find_routers(model: nn.Module, layers: tuple[MoELayer, ...]) -> tuple[Router
         bias_owner = next(
             (m for m in block.modules() if isinstance(getattr(m, BIAS, None), torch.Tensor)), None
         )
-        routers.append(Router(layer, module, max(output, 0), output >= 0, bias_owner))
+        routers.append(Router(layer, block, module, max(output, 0), output >= 0, bias_owner))
     return tuple(routers)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from hecate.errors import ConfigError
 from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
 from hecate.mesh import ParallelContext
-from hecate.models.build import build_meta_model, initial_dense, initial_expert
+from hecate.models.build import hf_config, initial_dense, initial_expert, meta_model
 from hecate.models.families import MoELayer, find_moe_layers
 from hecate.models.hub import HubFolder
 from hecate.models.loss import CausalLoss
@@ -45,15 +46,26 @@ class Trainer:
 
 
 def build_trainer(
-    config: RunConfig, ctx: ParallelContext, *, vocab_size: int, phase: Phase, fill: bool = True
+    config: RunConfig,
+    ctx: ParallelContext,
+    *,
+    vocab_size: int,
+    phase: Phase,
+    fill: bool = True,
+    architecture: PreTrainedConfig | None = None,
 ) -> Trainer:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
     Weights come from ``model.path`` expert by expert, or from the seed; without ``fill`` only
-    buffers are set, for a checkpoint to bring the rest. Raises ``ModelError`` or
+    buffers are set, for a checkpoint to bring the rest. ``architecture``, which a checkpoint
+    records, stands in for what ``model.path`` or ``model.family`` says. Raises ``ModelError`` or
     ``ConfigError`` for a model that cannot be trained as configured.
     """
-    model = build_meta_model(config.model, vocab_size=vocab_size, device_type=ctx.device.type)
+    model = meta_model(
+        architecture or hf_config(config.model, vocab_size=vocab_size),
+        attention=config.model.attention,
+        device_type=ctx.device.type,
+    )
     _check_length(model, config.data.sequence_tokens)
     layers = find_moe_layers(model)
     _check_choices(model, layers)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hecate.checkpoint.store import CheckpointStore
 from hecate.config import load_config
@@ -115,6 +118,13 @@ def load_run(folder: Path) -> RunConfig:
     return load_config(RunConfig, path).value
 
 
+def _architecture(meta: Mapping[str, Any]) -> PreTrainedConfig:
+    """The transformers configuration that a checkpoint recorded."""
+    fields = dict(meta["hf_config"])
+    config: PreTrainedConfig = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    return config
+
+
 def evaluate_run(run_folder: Path) -> dict[str, float]:
     """Evaluate the newest checkpoint of a run on all its held-out text; any number of ranks.
 
@@ -136,7 +146,12 @@ def evaluate_run(run_folder: Path) -> dict[str, float]:
         corpus = open_tokens(load_corpus(config.data), tokenizer, config.data)
         clock = PhaseClock(lambda: 0.0)
         trainer = build_trainer(
-            config, ctx, vocab_size=num_token_ids(tokenizer), phase=clock.phase, fill=False
+            config,
+            ctx,
+            vocab_size=num_token_ids(tokenizer),
+            phase=clock.phase,
+            fill=False,
+            architecture=_architecture(store.read_meta(newest)),
         )
         store.load(newest, model_state(trainer))
         trainer.experts.refresh()

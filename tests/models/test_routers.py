@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from toy_models import FAMILIES, toy_model
+from transformers import AutoConfig
 
+from hecate.models.build import meta_model
 from hecate.models.families import find_moe_layers
 from hecate.models.routers import find_routers
 
@@ -89,3 +91,14 @@ def test_a_family_that_records_no_logits_says_so():
         assert not router.has_logits
         assert router.bias is None
         assert router.layer is layer
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sigmoid"),
+    [("ernie4_5_moe", False), ("glm4_moe", True), ("minimax_m2", True), ("qwen2_moe", False)],
+)
+def test_scoring_is_read_off_the_family_not_off_the_bias(model_type: str, sigmoid: bool) -> None:
+    """ERNIE adds a balancing bias to softmax scores; Qwen2-MoE's sigmoid is its shared expert's."""
+    model = meta_model(AutoConfig.for_model(model_type, num_hidden_layers=3))
+    routers = find_routers(model, find_moe_layers(model))
+    assert {router.scores_by_sigmoid for router in routers} == {sigmoid}
