@@ -4,7 +4,8 @@
 |---|---|---|
 | report.py | | what a benchmark is asked and answers; its table and its JSON |
 | machine.py | executes | the machine, the packages, the commit of a measurement |
-| train.py | executes | this trainer and its peers, in turns -> a report |
+| train.py | executes | this trainer and its peers, all models and layouts -> a report |
+| rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
 | crew.py | executes | the processes of one contender, from outside |
 | worker.py | executes | one of these processes, from inside |

@@ -15,7 +15,8 @@ from hecate.bench.turns import Turn
 class Measured:
     """What one contender did with one model in one process layout.
 
-    ``warm_up`` is the turn before the timed ``turns``. ``problem``: why there are no figures.
+    ``warm_up`` is the turn before the timed ``turns``, each of which has the turn of ``ours`` in
+    the same round beside it. ``problem``: why there are no figures.
     """
 
     workload: str
@@ -26,12 +27,21 @@ class Measured:
     settings: Mapping[str, str] = field(default_factory=dict)
     warm_up: Turn | None = None
     turns: tuple[Turn, ...] = ()
+    ours: tuple[Turn, ...] = ()
     problem: str = ""
 
     @property
     def rates(self) -> tuple[float, ...]:
         """Tokens a second in each round."""
         return tuple(self.tokens_per_step * len(t.losses) / t.seconds for t in self.turns)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Our tokens a second over this contender's, round by round."""
+        pairs = zip(self.ours, self.rates, strict=True)
+        return tuple(
+            self.tokens_per_step * len(turn.losses) / turn.seconds / rate for turn, rate in pairs
+        )
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -43,11 +53,6 @@ class Measured:
         return max((turn.peak_bytes for turn in self.turns), default=0)
 
 
-def round_ratios(ours: Measured, other: Measured) -> tuple[float, ...]:
-    """Our tokens a second over the other's, round by round."""
-    return tuple(a / b for a, b in zip(ours.rates, other.rates, strict=True))
-
-
 def loss_difference(ours: Measured, other: Measured) -> float:
     """The largest relative difference of the two loss curves over their common steps."""
     pairs = zip(ours.losses, other.losses, strict=False)
@@ -55,7 +60,7 @@ def loss_difference(ours: Measured, other: Measured) -> float:
 
 
 def row_of(ours: Measured, measured: Measured, *, tolerance: float) -> dict[str, JsonValue]:
-    """The report's row of one contender. ``ours`` ran in the same rounds."""
+    """The report's row of one contender."""
     row: dict[str, JsonValue] = {
         "model": measured.workload,
         "layout": measured.layout,
@@ -77,7 +82,7 @@ def row_of(ours: Measured, measured: Measured, *, tolerance: float) -> dict[str,
         "losses": list(losses),
     }
     if measured.contender != ours.contender:
-        ratios = round_ratios(ours, measured)
+        ratios = measured.ratios
         difference = loss_difference(ours, measured)
         row |= {
             "ours_over_it": median(ratios),
@@ -106,9 +111,7 @@ def summarise(stages: Sequence[Sequence[Measured]], ours: str) -> dict[str, floa
         key = f"{mine.workload}_{mine.layout}"
         summary[f"{key}_tokens_per_s"] = median(mine.rates)
         against = {
-            m.contender: median(round_ratios(mine, m))
-            for m in stage
-            if m.contender != ours and not m.problem
+            m.contender: median(m.ratios) for m in stage if m.contender != ours and not m.problem
         }
         for contender, ratio in against.items():
             summary[f"{key}_vs_{contender}"] = ratio

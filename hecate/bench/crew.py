@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,7 +25,15 @@ _PRELOAD = [
 
 
 class ContenderError(HecateError):
-    """A rank of a contender raised, died or did not answer."""
+    """A rank of ``contender`` raised, died or did not answer."""
+
+    def __init__(self, contender: str, when: str, rank: int, reason: str, log: Path) -> None:
+        self.contender, self.reason = contender, reason
+        tail = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
+        super().__init__(
+            f"{contender} failed {when}, on rank {rank}",
+            got="\n".join([reason, *(f"    | {line}" for line in tail)]),
+        )
 
 
 class Crew:
@@ -52,7 +60,8 @@ class Crew:
     def turn(self, steps: int) -> Turn:
         """Let it train ``steps`` steps; the time of its slowest rank, losses over all ranks."""
         for connection in self._connections:
-            connection.send(steps)
+            with suppress(OSError):  # a rank that has died: _collect says so
+                connection.send(steps)
         turns = [answer for answer in self._collect("in a turn") if isinstance(answer, Turn)]
         return combine(turns)
 
@@ -85,11 +94,7 @@ class Crew:
         return [answers[rank] for rank in sorted(answers)]
 
     def _failure(self, when: str, rank: int, reason: str) -> ContenderError:
-        tail = self._logs[rank].read_text(errors="replace").splitlines()[-15:]
-        return ContenderError(
-            f"{self.name} failed {when}, on rank {rank}",
-            got="\n".join([reason, *(f"    | {line}" for line in tail)]),
-        )
+        return ContenderError(self.name, when, rank, reason, self._logs[rank])
 
 
 def combine(turns: Sequence[Turn]) -> Turn:

@@ -6,7 +6,7 @@ rows in the same order and begin at the same point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,7 +188,3 @@ def write_weights(workload: Workload, *, seed: int, folder: Path) -> Path:
     path = folder / f"{workload.name}-weights.safetensors"
     save_file({name: value.contiguous() for name, value in values.items()}, path)
     return path
-
-
-Say = Callable[[str], None]
-"""Shows one line about what goes on."""

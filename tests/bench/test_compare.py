@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from hecate.bench.compare import Measured, loss_difference, round_ratios, row_of, summarise
+from hecate.bench.compare import Measured, loss_difference, row_of, summarise
 from hecate.bench.turns import Turn
+
+OUR_SECONDS = (1.0, 2.0, 4.0)
 
 
 def measured(contender: str, seconds: tuple[float, ...], **changes: object) -> Measured:
-    """Turns of two steps with those durations; 100 tokens a step."""
+    """Turns of two steps with those durations, beside OUR_SECONDS; 100 tokens a step."""
     plain = Measured(
         workload="toy",
         layout="1p",
@@ -20,17 +22,18 @@ def measured(contender: str, seconds: tuple[float, ...], **changes: object) -> M
         tokens_per_step=100,
         warm_up=Turn(9.0, (4.0,), 10 << 20),
         turns=tuple(Turn(s, (3.0, 2.0), 20 << 20) for s in seconds),
+        ours=tuple(Turn(s, (3.0, 2.0), 20 << 20) for s in OUR_SECONDS),
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-OURS = measured("ours", (1.0, 2.0, 4.0))
+OURS = measured("ours", OUR_SECONDS)
 
 
 def test_ratios_are_taken_within_a_round() -> None:
     slower = measured("peer", (2.0, 2.0, 12.0))
     assert OURS.rates == (200.0, 100.0, 50.0)
-    assert round_ratios(OURS, slower) == (2.0, 1.0, 3.0)
+    assert slower.ratios == (2.0, 1.0, 3.0)
     row = row_of(OURS, slower, tolerance=1e-3)
     assert row["ours_over_it"] == 2.0
     assert row["ours_over_it_range"] == "1.00 - 3.00"

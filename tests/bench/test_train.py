@@ -13,14 +13,21 @@ from toy_workload import TOY, text_file
 from hecate.bench import document, render
 from hecate.bench.crew import ContenderError
 from hecate.bench.peers import CONTENDERS, OURS, Entry, Job
-from hecate.bench.train import QUICK, WHOLE, Pace, measure, report_of
+from hecate.bench.rounds import Pace
+from hecate.bench.train import QUICK, WHOLE, measure, report_of
 from hecate.bench.turns import Turns
 from hecate.bench.workloads import TWO_RANKS
 from hecate.data import DataConfig
 from hecate.mesh import ParallelContext
 
 PACE = Pace(
-    warm_up_steps=1, turn_s=0.01, least_rounds=3, most_rounds=3, most_turn_steps=2, total_s=1
+    warm_up_steps=1,
+    turn_s=60,
+    least_rounds=3,
+    most_rounds=3,
+    most_turn_steps=2,
+    total_s=1,
+    trial_runs=1,
 )
 
 
@@ -63,8 +70,9 @@ def test_peers_that_are_missing_or_fail_have_a_row_and_the_others_go_on(tmp_path
     assert rows["Fails"]["status"] == "failed: out of patience"
     assert rows["Never"]["status"] == "failed: no start"
     assert rows["hecate"]["status"] == rows["transformers + AdamW"]["status"] == "ok"
-    assert len(rows["hecate"]["tokens_per_s_rounds"]) == 3  # type: ignore[arg-type]
-    assert rows["hecate"]["steps"] == rows["transformers + AdamW"]["steps"]
+    plain = rows["transformers + AdamW"]
+    assert len(plain["tokens_per_s_rounds"]) == len(plain["ours_over_it_rounds"]) == 3  # type: ignore[arg-type]
+    assert int(rows["hecate"]["steps"]) >= int(plain["steps"]) == 1 + 3 * 2  # type: ignore[arg-type]
     assert rows["transformers + AdamW"]["same_curve"] is True
     assert set(report.summary) == {
         "toy_2p_tokens_per_s",
@@ -98,5 +106,21 @@ def test_a_failure_of_ours_ends_the_benchmark(tmp_path: Path) -> None:
 def test_a_pace_prepares_enough_steps(pace: Pace) -> None:
     assert pace.steps_of_a_turn(1e-9) == pace.most_turn_steps
     assert pace.steps_of_a_turn(1e9) == 1
-    assert pace.most_steps >= pace.warm_up_steps + pace.most_rounds * pace.most_turn_steps
+    one_peer = pace.most_rounds * pace.most_turn_steps
+    assert pace.most_steps(3) == pace.warm_up_steps + 3 * one_peer
+    assert pace.most_steps(0) == pace.most_steps(1)
     assert pace.least_rounds <= pace.most_rounds
+
+
+def test_without_peers_our_trainer_is_measured_alone(tmp_path: Path) -> None:
+    (stage,) = measure(
+        (TOY,),
+        (TWO_RANKS,),
+        {OURS: CONTENDERS[OURS], "absent": Entry("Absent", raises, requires=("no_such_package",))},
+        PACE,
+        dtype="float32",
+        console=Console(file=io.StringIO()),
+        data=data_in(tmp_path),
+    )
+    assert len(stage[0].turns) == PACE.least_rounds
+    assert stage[1].problem

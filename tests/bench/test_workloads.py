@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from hecate.bench.peers.transformers_model import (
     batched_mm_bytes,
     build_model,
     decay_groups,
+    describe_trial,
     expert_candidates,
+    fastest,
 )
 from hecate.bench.workloads import (
     DEMO,
@@ -105,3 +108,11 @@ def test_batched_mm_is_tried_only_where_its_copies_are_small(tmp_path: Path) -> 
     assert batched_mm_bytes(DEMO, 4096) == 4096 * 2 * 2 * 256 * 256 * 4
     assert expert_candidates(small) == ("eager", "grouped_mm", "batched_mm")
     assert expert_candidates(large) == ("eager", "grouped_mm")
+
+
+def test_what_fails_is_never_chosen() -> None:
+    seconds = {"eager": 0.25, "grouped_mm": math.inf, "batched_mm": 0.5}
+    assert fastest(seconds) == "eager"
+    assert describe_trial(seconds) == "eager 0.25 s, grouped_mm fails, batched_mm 0.50 s"
+    with pytest.raises(RuntimeError, match="none of grouped_mm runs here"):
+        fastest({"grouped_mm": math.inf})

@@ -25,8 +25,8 @@ class Job:
     """The same training for every contender: AdamW at a constant rate, clipping, no extra losses.
 
     ``batches`` and ``weights`` are files of ``hecate.bench.workloads``. ``implementations`` were
-    measured to be the fastest here; ``None`` asks the contender to measure. ``keep_freed_memory``:
-    let peers have the trainer's malloc settings too.
+    measured to be the fastest here; ``None`` asks the contender to measure, with ``trial_runs``
+    timed runs of each. ``keep_freed_memory``: let peers have the trainer's malloc settings too.
     """
 
     workload: Workload
@@ -39,6 +39,7 @@ class Job:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     clip_norm: float = 1.0
     implementations: Implementations | None = None
+    trial_runs: int = 2
     keep_freed_memory: bool = False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -30,12 +30,15 @@ _Choice = TypeVar("_Choice")
 
 def build_model(job: Job, implementations: Implementations) -> Any:
     """``AutoModelForCausalLM`` with the job's initial weights, in training mode, fp32."""
-    model = AutoModelForCausalLM.from_config(
-        hf_config(job.workload.model, vocab_size=job.workload.vocab_size),
-        dtype=torch.float32,
-        attn_implementation=implementations.attention,
-        experts_implementation=implementations.experts,
-    )
+    with torch.device("meta"):  # every value is in the file: none needs to be drawn
+        model = AutoModelForCausalLM.from_config(
+            hf_config(job.workload.model, vocab_size=job.workload.vocab_size),
+            dtype=torch.float32,
+            attn_implementation=implementations.attention,
+            experts_implementation=implementations.experts,
+        )
+    model.to_empty(device="cpu")
+    model.tie_weights()
     model.config.use_cache = False
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
@@ -114,11 +117,15 @@ def fastest_implementations(job: Job, ctx: ParallelContext) -> tuple[Implementat
         model.set_attn_implementation(name)
         return passes
 
-    experts, experts_text = fastest(expert_candidates(job), with_experts, ctx)
+    by_experts = seconds_of(expert_candidates(job), with_experts, ctx, runs=job.trial_runs)
+    experts = fastest(by_experts)
     model.set_experts_implementation(experts)
-    attention, attention_text = fastest(("sdpa", "eager"), with_attention, ctx)
+    by_attention = {start.attention: by_experts[experts]}
+    by_attention |= seconds_of(("eager",), with_attention, ctx, runs=job.trial_runs)
+    attention = fastest(by_attention)
     model.set_attn_implementation(attention)
-    return Implementations(attention, experts), model, f"{experts_text}; {attention_text}"
+    tried = f"{describe_trial(by_experts)}; {describe_trial(by_attention)}"
+    return Implementations(attention, experts), model, tried
 
 
 def expert_candidates(job: Job) -> tuple[str, ...]:
@@ -135,38 +142,46 @@ def batched_mm_bytes(workload: Workload, tokens: int) -> int:
     return int(tokens * sizes.num_experts_per_tok * matrix * 4)
 
 
-def fastest(
+def seconds_of(
     candidates: Sequence[_Choice],
     prepare: Callable[[_Choice], Callable[[], None]],
     ctx: ParallelContext,
     *,
-    repeats: int = 2,
-) -> tuple[_Choice, str]:
-    """The candidate whose prepared run is fastest on the slowest rank, and each one's seconds.
+    runs: int,
+) -> dict[_Choice, float]:
+    """The best time of each candidate's prepared run on its slowest rank; infinite if it fails.
 
-    One run of each goes before the timed ones. A candidate that fails on any rank is out.
+    One run of each goes before the ``runs`` timed ones.
     """
-    seconds = []
+    seconds = {}
     for candidate in candidates:
+        best = math.inf
         try:
             run = prepare(candidate)
             run()
-            timed = []
-            for _ in range(repeats):
+            for _ in range(runs):
                 started = time.perf_counter()
                 run()
-                timed.append(time.perf_counter() - started)
-            best = min(timed)
+                best = min(best, time.perf_counter() - started)
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError):
             traceback.print_exc()
             best = math.inf
         slowest = torch.tensor(best, dtype=torch.float64)
         dist.all_reduce(slowest, dist.ReduceOp.MAX, group=ctx.groups.control)
-        seconds.append(float(slowest))
-    if min(seconds) == math.inf:
-        raise RuntimeError(f"none of {', '.join(map(str, candidates))} runs here")
-    text = ", ".join(
+        seconds[candidate] = float(slowest)
+    return seconds
+
+
+def fastest(seconds: Mapping[_Choice, float]) -> _Choice:
+    """The candidate that took least; raises ``RuntimeError`` where all failed."""
+    best = min(seconds, key=lambda candidate: seconds[candidate])
+    if seconds[best] == math.inf:
+        raise RuntimeError(f"none of {', '.join(map(str, seconds))} runs here")
+    return best
+
+
+def describe_trial(seconds: Mapping[_Choice, float]) -> str:
+    return ", ".join(
         f"{candidate} {'fails' if took == math.inf else f'{took:.2f} s'}"
-        for candidate, took in zip(candidates, seconds, strict=True)
+        for candidate, took in seconds.items()
     )
-    return candidates[seconds.index(min(seconds))], text
