@@ -63,6 +63,11 @@ def write_config(path: Path, config: dict[str, Any] = TOY) -> Path:
     return path
 
 
+def _own_environment() -> dict[str, str]:
+    """This process's, less what would tie the job to the Weights & Biases service of a test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+
+
 def start(*words: str | Path, cwd: Path, ranks: int = 0, **environment: str) -> subprocess.Popen:
     """``hecate *words`` as a process of its own, under torchrun where ``ranks`` is given."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -70,7 +75,7 @@ def start(*words: str | Path, cwd: Path, ranks: int = 0, **environment: str) -> 
     return subprocess.Popen(
         command,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**_own_environment(), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
