@@ -212,7 +212,7 @@ def _auxiliary(
         share = F.one_hot(index.flatten(), experts).to(logits.dtype).mean(0)
         total = total + balance_loss * experts * (share * mean_probability).sum()
         total = total + z_loss * (logits.exp().sum(1).log() ** 2).mean()
-    return total / len(chosen)
+    return total
 
 
 def _update_bias(model: Any, counts: list[list[torch.Tensor]], rate: float) -> None:

@@ -24,9 +24,9 @@ class RouterConfig(Config):
     """How the routers are kept balanced.
 
     ``balance_loss``: weight of the load-balancing loss (Switch, 2101.03961 eq. 4-6), with the
-    counts of all ranks in one micro-batch, averaged over layers; 1 at perfect balance.
+    counts of all ranks in one micro-batch, added for each layer; 1 at perfect balance.
     ``z_loss``: weight of the mean squared log-sum-exp of the router logits (ST-MoE, 2202.08906
-    eq. 5), averaged over layers. ``bias_update_rate``: step of the aux-loss-free bias
+    eq. 5), added for each layer. ``bias_update_rate``: step of the aux-loss-free bias
     (2408.15664), for families that carry one.
     """
 
@@ -105,7 +105,7 @@ class RoutingLog:
         """This rank's share of the weighted auxiliary losses of the micro-batch just run.
 
         Summed over ranks it is ``balance_loss * E * sum_e f_e P_e + z_loss * mean(lse^2)``,
-        averaged over layers, with ``f_e`` the share of all slots and ``P_e`` the mean probability
+        added over layers, with ``f_e`` the share of all slots and ``P_e`` the mean probability
         over all ``global_tokens`` tokens of the micro-batch.
         """
         total = torch.zeros((), device=self.counts_YE.device)
@@ -120,7 +120,7 @@ class RoutingLog:
             if config.z_loss:
                 assert routing.logsumexp_square_sum is not None
                 total = total + config.z_loss * routing.logsumexp_square_sum / global_tokens
-        return total / len(self._layers)
+        return total
 
     def checkpoint_contexts(
         self,

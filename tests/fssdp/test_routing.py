@@ -28,11 +28,11 @@ BALANCE = RouterConfig(balance_loss=0.25, z_loss=0.0)
 Z = RouterConfig(balance_loss=0.0, z_loss=0.5)
 
 
-def test_perfect_balance_costs_exactly_the_coefficient():
+def test_perfect_balance_costs_exactly_the_coefficient_for_each_layer():
     log = new_log(layers=2)
     for layer in (0, 1):
         record(log, layer, [[0.0] * 4] * 6, [3, 3, 3, 3])
-    assert float(log.auxiliary_loss(BALANCE, global_tokens=6)) == 0.25
+    assert float(log.auxiliary_loss(BALANCE, global_tokens=6)) == 2 * 0.25
 
 
 def test_collapse_onto_one_expert_costs_as_many_times_more():
@@ -67,12 +67,12 @@ def test_z_loss_by_hand(sigmoid):
     assert float(log.auxiliary_loss(Z, global_tokens=2)) == pytest.approx(expected)
 
 
-def test_losses_are_averaged_over_layers_of_different_sizes():
+def test_losses_add_up_over_layers_of_different_sizes():
     log = new_log(layers=2, experts=3)
     record(log, 0, [[100.0, 0.0]], [1, 0])  # 2 experts, collapsed: 2
     record(log, 1, [[0.0, 0.0, 0.0]], [1, 1, 1])  # 3 experts, even: 1
     loss = log.auxiliary_loss(BALANCE, global_tokens=1)
-    assert float(loss) == pytest.approx(0.25 * (2 + 1) / 2)
+    assert float(loss) == pytest.approx(0.25 * (2 + 1))
     assert log.counts_YE.tolist() == [[1, 0, 0], [1, 1, 1]]
 
 
