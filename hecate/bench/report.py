@@ -20,6 +20,8 @@ from hecate.errors import StorageError
 
 Row = Mapping[str, JsonValue]
 
+_WIDEST = 1000
+
 
 class BenchOptions(Config):
     """What every benchmark is told.
@@ -87,7 +89,9 @@ def render(report: Report, console: Console) -> None:
         if row.get("simulated"):
             cells[0].append(" (simulated)")
         table.add_row(*cells)
-    console.print(table)
+    # A file or a pipe has no width of its own: there a row is a line.
+    wide = console if console.is_terminal else Console(file=console.file, width=_WIDEST)
+    wide.print(table)
     if report.notes:
         console.print()
     for note in report.notes:

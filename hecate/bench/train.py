@@ -200,6 +200,7 @@ def _notes(
         "tokens/s: median over rounds; ours / it: median over rounds of the ratio within a round.",
         "hecate keeps freed memory in the process (hecate/train/host_memory.py), as its trainer "
         "always does; peers run with malloc as it is.",
+        "DeepSpeed's MoE layer, told to drop no token, pads every expert to the fullest one.",
     ]
     if load_before > 1:
         notes.append(

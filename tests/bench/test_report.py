@@ -48,6 +48,14 @@ def test_the_table_says_what_is_simulated_and_hides_what_has_no_column() -> None
     assert "hidden" not in rendered()
 
 
+def test_a_row_is_a_line_where_there_is_no_terminal() -> None:
+    row = {f"column {n}": "word " * 5 for n in range(8)}
+    wide = Report("toy", {}, {key: key for key in row}, (row,), {})
+    out = io.StringIO()
+    render(wide, Console(file=out, width=80))
+    assert sum("word" in line for line in out.getvalue().splitlines()) == 1
+
+
 def test_the_summary_comes_last() -> None:
     lines = [line.strip() for line in rendered().splitlines() if line.strip()]
     assert [line.split() for line in lines[-2:]] == [["ratio", "1.25"], ["worst", "0.5"]]
