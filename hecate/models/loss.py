@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from hecate.models.attention import PACKED, document_masks
 
 IGNORED = -100
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 1024
 
 
 class CausalLoss(nn.Module):
@@ -103,13 +103,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             counted = labels != IGNORED
             target = labels.clamp(min=0)[:, None]
             logits = F.linear(hidden, weight_VD, bias_V).to(wide)
-            logsum = logits.logsumexp(-1, keepdim=True)
             picked = logits.gather(1, target)
-            loss += ((logsum - picked).squeeze(1) * counted).sum()
+            peak = logits.amax(-1, keepdim=True)
+            total = logits.sub_(peak).exp_().sum(-1, keepdim=True)
+            loss += ((total.log() + peak - picked).squeeze(1) * counted).sum()
             if not wanted:
                 continue
             assert d_hidden_TD is not None and d_weight_VD is not None
-            d_logits = logits.sub_(logsum).exp_()
+            d_logits = logits.div_(total)
             d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
             if not bool(counted.all()):
                 d_logits.mul_(counted[:, None])
