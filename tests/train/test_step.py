@@ -254,7 +254,7 @@ def test_auxiliary_losses_are_averaged_over_micro_batches(ctx):
         trainer_of(ctx, router=router).step.run(0, [batch([row])]).auxiliary_loss for row in (0, 1)
     ]
     assert whole == pytest.approx(sum(parts) / 2, rel=1e-5)
-    assert 0.1 < whole < 0.2  # near balance, the balance loss is its coefficient
+    assert 0.2 < whole < 0.4  # near balance, each of two layers adds its coefficient
 
 
 def one_poisoned_rank(ctx: ParallelContext) -> dict[str, Any]:
