@@ -7,6 +7,7 @@ integrity.py  executes              files -> records in meta.json -> whole or da
 agreement.py  executes              an error on one rank -> the same error on all
 writing.py    executes              live tensors -> staged copies -> DCP's files
 store.py      executes              a job's state <-> step-00000100
+architecture.py  decides            meta.json -> the model that a checkpoint holds
 reader.py     executes              step-00000100 -> one tensor, without a process group
 export.py     executes              step-00000100 -> a Hugging Face folder
 """

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hecate.checkpoint.architecture import saved_architecture
 from hecate.checkpoint.folder import newest_checkpoint, saved_steps
 from hecate.checkpoint.names import dense_key, expert_key
 from hecate.checkpoint.reader import CheckpointReader
@@ -107,7 +107,7 @@ class CheckpointWeights:
     def of_run(cls, run_folder: Path, step: int = 0) -> CheckpointWeights:
         """Those of the checkpoint of ``step``, or of the newest."""
         reader = CheckpointReader(_checkpoint(run_folder, step))
-        model = _model(reader)
+        model = meta_model(saved_architecture(reader.path, reader.meta))
         return cls(reader, model, find_moe_layers(model))
 
     def dense(self, name: str) -> Tensor:
@@ -172,19 +172,6 @@ def _checkpoint(run_folder: Path, step: int) -> Path:
         expected="the folder of a run that has saved at least once",
         fix="choose one of these steps" if steps else "give the folder that hecate train made",
     )
-
-
-def _model(reader: CheckpointReader) -> PreTrainedModel:
-    fields: dict[str, Any] = reader.meta.get("hf_config") or {}
-    model_type = str(fields.get("model_type", ""))
-    if model_type not in CONFIG_MAPPING:
-        raise CheckpointError(
-            f"checkpoint {reader.path} does not say which model it holds",
-            got=f"model_type {model_type!r}" if model_type else "no hf_config in its meta.json",
-            expected="the configuration of a transformers model",
-            fix="export with the versions of hecate and transformers that trained it",
-        )
-    return meta_model(CONFIG_MAPPING[model_type].from_dict(fields))
 
 
 def _trained_dtype(reader: CheckpointReader) -> str:

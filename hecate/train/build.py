@@ -86,11 +86,9 @@ def build_trainer(
         compute_dtype=compute_dtype,
         phase=phase,
     )
-    _fill_buffers(model, layers)
-    if source is not None:
-        _fill_from_folder(model, layers, experts, source, config.seed)
-    elif fill:
-        _fill_from_seed(model, layers, experts, config.seed)
+    _fill_dense(model, layers, source, config.seed, fill=fill)
+    if fill:
+        _fill_experts(model, experts, source, config.seed)
     experts.refresh()
     model.train()
     if config.train.activation_checkpointing:
@@ -115,45 +113,44 @@ def build_trainer(
     return Trainer(model, dense, layers, root, experts, optimizer, step)
 
 
-def _fill_buffers(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> None:
-    """Set the buffers, which follow from the configuration alone (rotary frequencies, zeros)."""
-    buffers = dict(model.named_buffers())
-    for name, value in initial_dense(model, layers, seed=0):
-        if name in buffers:
-            assign(buffers[name], value)
-
-
-def _fill_from_seed(
-    model: PreTrainedModel, layers: tuple[MoELayer, ...], experts: ShardedExperts, seed: int
-) -> None:
-    parameters = dict(named_dense(model))
-    for name, value in initial_dense(model, layers, seed):
-        if name in parameters:
-            assign(parameters[name], value)
-    for shard in experts.shards:
-        for expert_id in shard.expert_ids:
-            shard.write(expert_id, initial_expert(model, shard.layer, expert_id, seed))
-
-
-def _fill_from_folder(
+def _fill_dense(
     model: PreTrainedModel,
     layers: tuple[MoELayer, ...],
-    experts: ShardedExperts,
-    source: HubFolder,
+    source: HubFolder | None,
     seed: int,
+    *,
+    fill: bool,
 ) -> None:
-    """Read this rank's part of the folder; what the family lets it lack starts from the seed."""
+    """Set the buffers, and with ``fill`` the parameters: from the folder, or from the seed.
+
+    Buffers follow from the configuration (rotary frequencies, zeros). What the family lets a
+    folder lack starts from the seed.
+    """
     targets: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     targets |= dict(model.named_buffers())
-    if source.absent:
-        for name, value in initial_dense(model, layers, seed):
-            if name in source.absent:
-                assign(targets[name], value)
-    for name, value in source.dense():
-        assign(targets[name], value)
+    initial = {name for name, _ in model.named_buffers()}
+    if source is not None:
+        initial |= set(source.absent)
+    elif fill:
+        initial |= {name for name, _ in named_dense(model)}
+    for name, value in initial_dense(model, layers, seed):
+        if name in initial:
+            assign(targets[name], value)
+    if source is not None:
+        for name, value in source.dense():
+            assign(targets[name], value)
+
+
+def _fill_experts(
+    model: PreTrainedModel, experts: ShardedExperts, source: HubFolder | None, seed: int
+) -> None:
     for shard in experts.shards:
         for expert_id in shard.expert_ids:
-            shard.write(expert_id, source.expert(shard.layer, expert_id))
+            if source is not None:
+                tensors = source.expert(shard.layer, expert_id)
+            else:
+                tensors = initial_expert(model, shard.layer, expert_id, seed)
+            shard.write(expert_id, tensors)
 
 
 def _choose_loss(root: CausalLoss, ctx: ParallelContext) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hecate.checkpoint.architecture import saved_architecture
 from hecate.checkpoint.store import CheckpointStore
 from hecate.config import load_config
 from hecate.data import (
@@ -118,13 +116,6 @@ def load_run(folder: Path) -> RunConfig:
     return load_config(RunConfig, path).value
 
 
-def _architecture(meta: Mapping[str, Any]) -> PreTrainedConfig:
-    """The transformers configuration that a checkpoint recorded."""
-    fields = dict(meta["hf_config"])
-    config: PreTrainedConfig = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
-    return config
-
-
 def evaluate_run(run_folder: Path) -> dict[str, float]:
     """Evaluate the newest checkpoint of a run on all its held-out text; any number of ranks.
 
@@ -151,7 +142,7 @@ def evaluate_run(run_folder: Path) -> dict[str, float]:
             vocab_size=num_token_ids(tokenizer),
             phase=clock.phase,
             fill=False,
-            architecture=_architecture(store.read_meta(newest)),
+            architecture=saved_architecture(newest, store.read_meta(newest)),
         )
         store.load(newest, model_state(trainer))
         trainer.experts.refresh()
