@@ -76,23 +76,32 @@ class RoutedExperts:
             replay.plan = plan
         return plan
 
-    def forward_rows(self, x_SD: torch.Tensor, plan: DispatchPlan) -> tuple[torch.Tensor, ...]:
-        """Slots in sent order to their results in the same order, and what backward needs."""
-        x_RD = self._there(x_SD, plan)
+    def forward_rows(
+        self, x_SD: torch.Tensor, weights_S: torch.Tensor, plan: DispatchPlan
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Saved]:
+        """Slots in sent order to their weighted results in the same order, and what to keep."""
+        x_RD, weights_R = self._there(x_SD, plan), self._there(weights_S, plan)
         with self._phase("experts"):
-            y_RD, saved = self._kernel.forward(x_RD, plan.rows_per_expert, self.shard, self._math)
-        return self._back(y_RD, plan), x_RD, saved.up_RF, saved.act_RF
+            y_RD, saved = self._kernel.forward(
+                x_RD, weights_R, plan.rows_per_expert, self.shard, self._math
+            )
+        return self._back(y_RD, plan), x_RD, weights_R, saved
 
     def backward_rows(
-        self, d_y_SD: torch.Tensor, x_RD: torch.Tensor, saved: Any, plan: DispatchPlan
-    ) -> torch.Tensor:
-        """The gradient of the results to that of the slots, both in sent order."""
+        self,
+        d_y_SD: torch.Tensor,
+        x_RD: torch.Tensor,
+        weights_R: torch.Tensor,
+        saved: Saved,
+        plan: DispatchPlan,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of the results to those of the slots and their weights, in sent order."""
         d_y_RD = self._there(d_y_SD, plan)
         with self._phase("experts"):
-            d_x_RD = self._kernel.backward(
-                d_y_RD, x_RD, saved, plan.rows_per_expert, self.shard, self._math
+            d_x_RD, d_weights_R = self._kernel.backward(
+                d_y_RD, x_RD, weights_R, saved, plan.rows_per_expert, self.shard, self._math
             )
-        return self._back(d_x_RD, plan)
+        return self._back(d_x_RD, plan), self._back(d_weights_R, plan)
 
     def _there(self, rows_SD: torch.Tensor, plan: DispatchPlan) -> torch.Tensor:
         """Sent order to expert order on the owners."""
@@ -129,38 +138,34 @@ class _RoutedExperts(torch.autograd.Function):
         plan: DispatchPlan,
         runtime: RoutedExperts,
     ) -> torch.Tensor:
-        top_k = weights_TK.shape[1]
-        token_S = plan.slot_order_S // top_k
-        y_SD, x_RD, up_RF, act_RF = runtime.forward_rows(x_TD.index_select(0, token_S), plan)
-        ctx.save_for_backward(weights_TK, y_SD, x_RD, up_RF, act_RF)
+        token_S = plan.slot_order_S // weights_TK.shape[1]
+        weights_S = weights_TK.reshape(-1)[plan.slot_order_S]
+        y_SD, x_RD, weights_R, saved = runtime.forward_rows(
+            x_TD.index_select(0, token_S), weights_S, plan
+        )
+        ctx.save_for_backward(x_RD, weights_R, *saved)
         ctx.plan, ctx.runtime = plan, runtime
-        return combine(y_SD, plan.row_of_slot_TK, weights_TK)
+        return combine(y_SD, plan.row_of_slot_TK)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weights_TK, y_SD, x_RD, up_RF, act_RF = ctx.saved_tensors
+        x_RD, weights_R, *saved = ctx.saved_tensors
         plan: DispatchPlan = ctx.plan
-        T, K = weights_TK.shape
-        token_S = plan.slot_order_S // K
+        token_S = plan.slot_order_S // plan.row_of_slot_TK.shape[1]
         d_out_SD = d_out_TD.index_select(0, token_S)
-        d_weights_S = (d_out_SD * y_SD).sum(-1)
-        d_weights_TK = d_weights_S[plan.row_of_slot_TK.view(-1)].view(T, K)
-        d_out_SD *= weights_TK.reshape(-1)[plan.slot_order_S, None]
-        d_x_SD = ctx.runtime.backward_rows(d_out_SD, x_RD, Saved(up_RF, act_RF), plan)
-        d_x_TD = combine(d_x_SD, plan.row_of_slot_TK, None)
-        return d_x_TD, d_weights_TK, None, None, None
+        d_x_SD, d_weights_S = ctx.runtime.backward_rows(
+            d_out_SD, x_RD, weights_R, Saved(*saved), plan
+        )
+        d_x_TD = combine(d_x_SD, plan.row_of_slot_TK)
+        return d_x_TD, d_weights_S[plan.row_of_slot_TK], None, None, None
 
 
-def combine(
-    rows_SD: torch.Tensor, row_of_slot_TK: torch.Tensor, weights_TK: torch.Tensor | None
-) -> torch.Tensor:
-    """Sum each token's rows, weighted where weights are given: ``[S, D]`` to ``[T, D]``."""
+def combine(rows_SD: torch.Tensor, row_of_slot_TK: torch.Tensor) -> torch.Tensor:
+    """Sum each token's rows: ``[S, D]`` to ``[T, D]``."""
     if rows_SD.dtype in (torch.float32, torch.float64):
-        return F.embedding_bag(row_of_slot_TK, rows_SD, mode="sum", per_sample_weights=weights_TK)
+        return F.embedding_bag(row_of_slot_TK, rows_SD, mode="sum")
     rows_TKD = rows_SD.index_select(0, row_of_slot_TK.reshape(-1)).view(
         *row_of_slot_TK.shape, rows_SD.shape[-1]
     )
-    if weights_TK is None:
-        return rows_TKD.sum(1)
-    return torch.bmm(weights_TK[:, None], rows_TKD)[:, 0]
+    return rows_TKD.sum(1)

@@ -49,28 +49,48 @@ class Side:
     def dtype(self) -> torch.dtype:
         return next(iter(self.shard.weights.values())).dtype
 
-    def eager(self, x_RD: torch.Tensor, d_y_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output and input gradient, each row given to its expert alone; adds weight gradients."""
-        leaf = x_RD.to(next(self.module.parameters()).dtype).requires_grad_()
+    def weights(self) -> torch.Tensor:
+        """What a router might give each row; zero and one among them."""
+        return torch.linspace(0, 1, sum(self.rows), dtype=torch.float64).to(self.dtype)
+
+    def eager(self, x_RD: torch.Tensor, d_y_RD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Output, input gradient and that of the weights, each row given to its expert alone;
+        adds weight gradients."""
+        wide = next(self.module.parameters()).dtype
+        leaf, weights_R = x_RD.to(wide).requires_grad_(), self.weights().to(wide).requires_grad_()
         expert_R = torch.repeat_interleave(torch.tensor(self.rows))
-        y_RD = self.module(leaf, expert_R[:, None], torch.ones(len(leaf), 1, dtype=leaf.dtype))
-        y_RD.backward(d_y_RD.to(leaf.dtype))
-        assert leaf.grad is not None
-        return y_RD.detach(), leaf.grad
+        y_RD = self.module(leaf, expert_R[:, None], weights_R[:, None])
+        y_RD.backward(d_y_RD.to(wide))
+        assert leaf.grad is not None and weights_R.grad is not None
+        return y_RD.detach(), leaf.grad, weights_R.grad
 
     def ours(
         self, kernel: ExpertKernel, x_RD: torch.Tensor, d_y_RD: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            y_RD, saved = kernel.forward(x_RD, self.rows, self.shard, self.math)
-            d_x_RD = kernel.backward(d_y_RD, x_RD, saved, self.rows, self.shard, self.math)
-        return y_RD, d_x_RD
+            weights_R = self.weights()
+            y_RD, saved = kernel.forward(x_RD, weights_R, self.rows, self.shard, self.math)
+            return y_RD, *kernel.backward(
+                d_y_RD, x_RD, weights_R, saved, self.rows, self.shard, self.math
+            )
 
     def assert_equal(self, got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
         tolerance = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2}[self.dtype]
+        if what == "router weight gradient":  # a sum over features of what was rounded one by one
+            tolerance *= 2
         assert got.shape == expected.shape, what
         worst = float((got.to(expected.dtype) - expected).abs().max())
         assert worst <= tolerance * max(1.0, float(expected.abs().max())), what
+
+    def assert_same_as_transformers(self, kernel: ExpertKernel) -> None:
+        x_RD, d_y_RD = self.inputs(0)
+        expected = self.eager(x_RD, d_y_RD)
+        got = self.ours(kernel, x_RD, d_y_RD)
+        names = ("output", "input gradient", "router weight gradient")
+        for what, ours, theirs in zip(names, got, expected, strict=True):
+            assert ours.dtype == self.dtype, what
+            self.assert_equal(ours, theirs, what)
+        self.assert_gradients_equal()
 
     def assert_gradients_equal(self) -> None:
         for name, parameter in self.module.named_parameters():
@@ -120,13 +140,7 @@ def case(request: pytest.FixtureRequest) -> tuple[ExpertKernel, Side]:
 
 def test_outputs_and_gradients_equal_transformers(case):
     kernel, side = case
-    x_RD, d_y_RD = side.inputs(0)
-    expected, expected_d_x = side.eager(x_RD, d_y_RD)
-    y_RD, d_x_RD = side.ours(kernel, x_RD, d_y_RD)
-    assert y_RD.dtype == d_x_RD.dtype == side.dtype
-    side.assert_equal(y_RD, expected, "output")
-    side.assert_equal(d_x_RD, expected_d_x, "input gradient")
-    side.assert_gradients_equal()
+    side.assert_same_as_transformers(kernel)
 
 
 def test_an_expert_without_rows_gets_a_gradient_of_zero(case):
@@ -162,9 +176,12 @@ def test_no_rows_at_all_give_none_and_gradients_of_zero(case):
     for grad in side.shard.grads.values():
         grad.fill_(7.0)
     with torch.no_grad():
-        y_RD, saved = kernel.forward(nothing, rows, side.shard, side.math)
-        d_x_RD = kernel.backward(nothing, nothing, saved, rows, side.shard, side.math)
+        y_RD, saved = kernel.forward(nothing, nothing[:, 0], rows, side.shard, side.math)
+        d_x_RD, d_weights_R = kernel.backward(
+            nothing, nothing, nothing[:, 0], saved, rows, side.shard, side.math
+        )
     assert y_RD.shape == d_x_RD.shape == (0, 64)
+    assert d_weights_R.shape == (0,)
     for grad in side.shard.grads.values():
         assert torch.equal(grad, torch.zeros_like(grad))
 
@@ -188,12 +205,7 @@ def test_the_fused_gate_is_used_only_where_it_is_the_familys_own():
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_another_activation_runs_the_familys_code(kernel, activation):
     side = experts_of("mixtral", torch.float32, hidden_act=activation)
-    x_RD, d_y_RD = side.inputs(0)
-    expected, expected_d_x = side.eager(x_RD, d_y_RD)
-    y_RD, d_x_RD = side.ours(KERNELS[kernel](), x_RD, d_y_RD)
-    side.assert_equal(y_RD, expected, "output")
-    side.assert_equal(d_x_RD, expected_d_x, "input gradient")
-    side.assert_gradients_equal()
+    side.assert_same_as_transformers(KERNELS[kernel]())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -210,12 +222,7 @@ def test_experts_without_a_gate(kernel):
         nn.init.normal_(parameter, std=0.2)
     side = side_of(model.experts, find_moe_layers(model)[0], torch.float32, torch.float32)
     assert side.math.up == "up_proj"
-    x_RD, d_y_RD = side.inputs(0)
-    expected, expected_d_x = side.eager(x_RD, d_y_RD)
-    y_RD, d_x_RD = side.ours(KERNELS[kernel](), x_RD, d_y_RD)
-    side.assert_equal(y_RD, expected, "output")
-    side.assert_equal(d_x_RD, expected_d_x, "input gradient")
-    side.assert_gradients_equal()
+    side.assert_same_as_transformers(KERNELS[kernel]())
 
 
 def test_experts_that_are_normalised_afterwards_are_refused():
