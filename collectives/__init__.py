@@ -5,9 +5,19 @@
 | placement.py | decides | chunks, ranks -> which rank holds which chunk |
 | topology.py | decides | each rank's node, two classes of link -> who shares what |
 | schedule.py | decides | placements before and after, topology -> transfers, in rounds |
+| cost.py | decides | schedule, topology -> bytes of each link, predicted seconds |
 | token_exchange.py | executes | rows grouped by destination -> rows grouped by source |
 """
 
+from collectives.cost import (
+    Traffic,
+    TransportCost,
+    choose,
+    lambda_share,
+    predicted_s,
+    traffic,
+    transport_s,
+)
 from collectives.placement import Placement
 from collectives.schedule import (
     Change,
@@ -27,10 +37,17 @@ __all__ = [
     "Schedule",
     "TokenExchange",
     "Topology",
+    "Traffic",
     "Transfer",
+    "TransportCost",
+    "choose",
     "exchange_rows",
     "gather_counts",
     "gather_schedule",
+    "lambda_share",
     "nearly_everywhere",
+    "predicted_s",
     "reduce_schedule",
+    "traffic",
+    "transport_s",
 ]

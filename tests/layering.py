@@ -33,7 +33,9 @@ ARROWS: dict[str, frozenset[str]] = {
 }
 
 # Decisions: no process group, clock, file or chance.
-PURE = frozenset({"collectives.placement", "collectives.schedule", "collectives.topology"})
+PURE = frozenset(
+    {"collectives.cost", "collectives.placement", "collectives.schedule", "collectives.topology"}
+)
 IMPURE = frozenset(
     "torch.distributed time os io pathlib random secrets socket subprocess tempfile threading "
     "multiprocessing datetime ray".split()
