@@ -15,7 +15,7 @@ LocalRows = Sequence[Sequence[Mapping[int, torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Moved:
-    """``pair_bytes[source][target]``: what went from rank to rank, counted on the rows themselves."""
+    """``pair_bytes[source][target]``: what went from rank to rank, counted on the rows."""
 
     pair_bytes: tuple[tuple[int, ...], ...]
 
