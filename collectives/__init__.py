@@ -6,6 +6,9 @@
 | topology.py | decides | each rank's node, two classes of link -> who shares what |
 | schedule.py | decides | placements before and after, topology -> transfers, in rounds |
 | cost.py | decides | schedule, topology -> bytes of each link, predicted seconds |
+| sparse.py | executes | rows, changes, schedule -> copies at new holders, or sums at owners |
+| handle.py | executes | a launched collective -> its end, or an error that names it |
+| errors.py | says | what can go wrong between ranks |
 | token_exchange.py | executes | rows grouped by destination -> rows grouped by source |
 """
 
@@ -18,6 +21,8 @@ from collectives.cost import (
     traffic,
     transport_s,
 )
+from collectives.errors import CollectiveError, CollectiveTimeout, PeerLost, PlanDisagreement
+from collectives.handle import Handle
 from collectives.placement import Placement
 from collectives.schedule import (
     Change,
@@ -27,13 +32,21 @@ from collectives.schedule import (
     nearly_everywhere,
     reduce_schedule,
 )
+from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
 from collectives.token_exchange import TokenExchange, exchange_rows, gather_counts
 from collectives.topology import Link, Topology
+from collectives.transports import TRANSPORTS
 
 __all__ = [
+    "TRANSPORTS",
     "Change",
+    "CollectiveError",
+    "CollectiveTimeout",
+    "Handle",
     "Link",
+    "PeerLost",
     "Placement",
+    "PlanDisagreement",
     "Schedule",
     "TokenExchange",
     "Topology",
@@ -48,6 +61,8 @@ __all__ = [
     "nearly_everywhere",
     "predicted_s",
     "reduce_schedule",
+    "sparse_all_gather",
+    "sparse_reduce_scatter",
     "traffic",
     "transport_s",
 ]
