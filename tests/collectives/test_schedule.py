@@ -77,6 +77,22 @@ def test_the_new_holder_with_least_to_do_takes_the_copy_for_its_node():
     assert relays == [{0: 2, 1: 3, 2: 2}, {0: 3, 1: 2, 2: 3}]
 
 
+def test_the_work_of_a_relay_is_what_reaches_it_and_what_it_sends_on():
+    # Rank 3 has 12 bytes to send to rank 2. Chunk 0 goes by rank 2, 8 bytes in and 8 out; so chunk
+    # 1 goes by rank 3.
+    layers = [change([0, 0], [(0, 2, 3)] * 2, 4, 8), change([3], [(2, 3)], 4, 12)]
+    schedule = gather_schedule(layers, two_by_two(), hierarchical=True)
+    relays = {item.chunk: item.target for item in schedule.rounds[0] if item.source == 0}
+    assert relays == {0: 2, 1: 3}
+
+
+def test_what_an_owner_sends_to_another_node_counts_too():
+    # Rank 2 sends chunk 1 to rank 0, so that rank 3 is the one that takes in chunk 0.
+    layer = change([0, 2], [(0, 2, 3), (0, 2)], 4)
+    schedule = gather_schedule([layer], two_by_two(), hierarchical=True)
+    assert [item.target for item in schedule.rounds[0] if item.source == 0] == [3]
+
+
 def test_large_chunks_choose_their_relay_before_small_ones():
     # 8 bytes to ranks 2 and 3 in layer 0, 40 in layer 1: the larger one finds both idle.
     small = change([0], [(0, 2, 3)], 4, 8)
