@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from collectives.schedule import Change, Schedule, Transfer
+from collectives.transports.protocol import Rows
 
-LocalRows = Sequence[Sequence[Mapping[int, torch.Tensor]]]
-"""``rows[rank][layer][chunk]``: a contiguous ``[C]`` row of ``chunk_bytes``, wherever it lies."""
+# rows[rank][layer][chunk]: each a row of the layer's chunk_bytes, wherever it lies.
+LocalRows = Sequence[Sequence[Rows]]
 
 
 @dataclass(frozen=True)
