@@ -41,7 +41,7 @@ class Handle:
         self._keeps: tuple[Launch, Steps] | None = (launch, steps)
         several = _num_rounds(launch, transport) > 1
         if several and launch.device.type == "cuda":
-            self._queue(transport.staging.stream(launch.device))
+            self._queue(transport.resources.stream(launch.device))
             return
         with _naming(what, launch.rank):
             self._advance()

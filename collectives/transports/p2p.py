@@ -5,7 +5,6 @@ No packing, no staging for a gather, and only the ranks of a transfer take part 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +12,8 @@ import torch.distributed as dist
 
 from collectives.schedule import Transfer
 from collectives.transports.protocol import Launch, Steps
-from collectives.transports.staging import Staging, add_in_order, sum_dtype
+from collectives.transports.resources import LaunchResources
+from collectives.transports.summation import add_in_order, sum_dtype
 
 # Tags are 31 bits.
 LAUNCHES_UNDER_WAY = 1 << 12
@@ -30,19 +30,18 @@ class P2PTransport:
     hierarchical = False
     takes_everyone = False
 
-    def __init__(self) -> None:
-        self.staging = Staging()
-        self._numbers = itertools.count()
+    def __init__(self, resources: LaunchResources | None = None) -> None:
+        self.resources = resources or LaunchResources()
 
     def gather(self, launch: Launch) -> Steps:
-        batches = _Batches(launch, next(self._numbers))
+        batches = _Batches(launch, self.resources.next_number())
         for sends, receives in batches.rounds:
             yield batches.post(sends, launch.row, receives, launch.row)
         yield batches.sent
 
     def reduce(self, launch: Launch) -> Steps:
-        batches = _Batches(launch, next(self._numbers))
-        staging, rank = self.staging, launch.rank
+        batches = _Batches(launch, self.resources.next_number())
+        resources, rank = self.resources, launch.rank
         arrived: dict[tuple[int, int], list[tuple[int, torch.Tensor]]] = {}
         totals: list[torch.Tensor] = []
         sums = _sums_sent(launch)
@@ -53,7 +52,8 @@ class P2PTransport:
                 return row
             # A sum of low precision travels as float32, so that it is rounded once, at the owner:
             # no more bytes than the two or more rows that it stands for.
-            total = add_in_order(row, rank, terms, staging)
+            total = add_in_order(row, rank, terms, resources)
+            _give_all(terms, resources)
             if total is not row:
                 totals.append(total)
             return total
@@ -61,7 +61,7 @@ class P2PTransport:
         def incoming(item: Transfer) -> torch.Tensor:
             row = launch.row(item)
             dtype = sum_dtype(row.dtype) if item in sums else row.dtype
-            buffer = staging.take(row.numel(), dtype, row.device)
+            buffer = resources.take(row.numel(), dtype, row.device)
             arrived.setdefault((item.layer, item.chunk), []).append((item.source, buffer))
             return buffer
 
@@ -69,13 +69,19 @@ class P2PTransport:
             yield batches.post(sends, outgoing, receives, incoming)
         for (layer, chunk), terms in arrived.items():
             row = launch.rows[layer][chunk]
-            total = add_in_order(row, rank, terms, staging)
+            total = add_in_order(row, rank, terms, resources)
             if total is not row:
                 row.copy_(total)
-                staging.give(total)
+                resources.give(total)
+            _give_all(terms, resources)
         yield batches.sent
         for total in totals:
-            staging.give(total)
+            resources.give(total)
+
+
+def _give_all(terms: Sequence[tuple[int, torch.Tensor]], resources: LaunchResources) -> None:
+    for _, buffer in terms:
+        resources.give(buffer)
 
 
 class _Batches:

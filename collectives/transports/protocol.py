@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from collectives.schedule import Change, Schedule, Transfer
-from collectives.transports.staging import Staging
+from collectives.transports.resources import LaunchResources
 
 # Chunk id -> this rank's contiguous 1-D row [C] of it.
 Rows = Mapping[int, torch.Tensor]
@@ -48,10 +48,10 @@ class Launch:
 
 
 class Transport(Protocol):
-    """Carries rows between ranks. One instance serves all launches of a group.
+    """Carries rows between ranks.
 
-    An instance numbers its launches, so that messages of two under way never mix, and keeps their
-    staging memory.
+    All transports that are used over one group share ``resources``; without any, an instance makes
+    its own, and is the only one to be used over its groups.
 
     ``gather`` and ``reduce`` launch when first advanced, without waiting. Whoever drives them waits
     for the works that they yield, each one once, and then advances them; values are complete when
@@ -61,8 +61,8 @@ class Transport(Protocol):
     ``gather`` fills the row of every transfer's target with the owner's bytes. ``reduce`` leaves in
     each owner's row the sum over all holders: low precision is added up in float32 and rounded
     once, other dtypes keep theirs. At every rank, what arrives and the rank's own row are added in
-    ascending order of ranks, so that repeats agree to the bit; what other ranks' rows hold
-    afterwards is unspecified.
+    ascending order of ranks (a transport may say otherwise), so that repeats agree to the bit; what
+    other ranks' rows hold afterwards is unspecified.
 
     ``hierarchical``: made for schedules of two levels. ``takes_everyone``: every rank must launch,
     even one that neither sends nor receives.
@@ -71,7 +71,9 @@ class Transport(Protocol):
     name: str
     hierarchical: bool
     takes_everyone: bool
-    staging: Staging
+    resources: LaunchResources
+
+    def __init__(self, resources: LaunchResources | None = None) -> None: ...
 
     def gather(self, launch: Launch) -> Steps: ...
 
