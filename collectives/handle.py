@@ -126,7 +126,7 @@ def _naming(what: str, rank: int) -> Iterator[None]:
     except CollectiveError:
         raise
     except RuntimeError as error:
-        text = (str(error).splitlines() or [""])[0][:300]
+        text = (str(error).splitlines() or [""])[0].split(" This is typically")[0][:300]
         if any(word in text.lower() for word in _SLOW):
             raise CollectiveTimeout(
                 f"rank {rank}: the {what} was not over within the group's timeout; another rank "

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from collectives.schedule import Transfer
 from collectives.transports.protocol import Launch, Steps
-from collectives.transports.resources import LaunchResources
+from collectives.transports.resources import LaunchResources, as_bytes
 from collectives.transports.summation import add_in_order
 
 # Packed rows start at multiples of this, so that any dtype can be read in place.
@@ -35,7 +35,7 @@ class AllToAllTransport:
             yield exchange.works
         for item, place in exchange.received:
             row = launch.row(item)
-            row.view(torch.uint8).copy_(place[: row.nbytes])
+            as_bytes(row).copy_(place[: row.nbytes])
         exchange.give_back()
 
     def reduce(self, launch: Launch) -> Steps:
@@ -79,7 +79,7 @@ class _Exchange:
         packed = resources.take(_total_bytes(launch, sends), torch.uint8, launch.device)
         for item, place in _places(launch, sends, packed):
             row = launch.row(item)
-            place[: row.nbytes].copy_(row.view(torch.uint8))
+            place[: row.nbytes].copy_(as_bytes(row))
         landing = resources.take(_total_bytes(launch, receives), torch.uint8, launch.device)
         self.received = _places(launch, receives, landing)
         self._buffers = (packed, landing)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from collectives.schedule import Schedule, nearly_everywhere
 from collectives.transports.p2p import P2PTransport
 from collectives.transports.protocol import Launch, Steps
-from collectives.transports.resources import LaunchResources
+from collectives.transports.resources import LaunchResources, as_bytes
 from collectives.transports.summation import sum_dtype
 
 
@@ -46,7 +46,7 @@ class BroadcastTransport:
                 row = self.resources.take(change.chunk_bytes, torch.uint8, launch.device)
                 scratch.append(row)
             work = dist.broadcast(
-                row.view(torch.uint8),
+                as_bytes(row),
                 group_src=change.before.owners[chunk],
                 group=launch.group,
                 async_op=True,

@@ -47,3 +47,9 @@ class LaunchResources:
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device, priority=-1)
         return self._streams[device]
+
+
+def as_bytes(row: torch.Tensor) -> torch.Tensor:
+    """``row`` ``[C]``, contiguous, as the uint8 of its memory."""
+    # A row of one element may have stride 0 and be contiguous, but has no view as bytes then.
+    return row.as_strided((row.numel(),), (1,)).view(torch.uint8)

@@ -1,0 +1,75 @@
+"""Plans that differ between ranks end in one error, named alike on every rank."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from collectives import Change, Placement, PlanDisagreement, agree
+from hecate.mesh import ParallelContext
+
+CPU = torch.device("cpu")
+
+
+def agreement_on_rank(ctx: ParallelContext, plans: list[tuple[int, list[int]]]) -> str:
+    digest, layers = plans[ctx.rank]
+    try:
+        agree(digest, layers, ctx.groups.control, ctx.rank, ctx.world_size, device=CPU)
+    except PlanDisagreement as error:
+        return str(error)
+    return "agreed"
+
+
+@pytest.mark.parametrize(
+    ("plans", "message"),
+    [
+        pytest.param([(5, [])] * 3, "agreed", id="no layers"),
+        pytest.param([(2**63 - 1, [2**63 - 1, 0])] * 4, "agreed", id="the largest digest"),
+        pytest.param([(5, [7, 8])], "agreed", id="one rank"),
+        pytest.param(
+            [(5, [7, 8]), (6, [7, 9]), (5, [7, 8])], "layer 1 on rank 1;", id="one rank differs"
+        ),
+        pytest.param(
+            [(5, [7, 8]), (6, [7, 9]), (6, [7, 9])], "layer 1 on rank 0;", id="the first differs"
+        ),
+        pytest.param(
+            [(5, [7]), (6, [8])], "layer 0 on rank 1;", id="of two, the lower one is right"
+        ),
+        pytest.param(
+            [(1, [1, 1]), (2, [2, 1]), (1, [1, 1]), (3, [3, 4]), (1, [1, 1])],
+            "layer 0 on ranks 1, 3; layer 1 on rank 3;",
+            id="several layers and ranks",
+        ),
+        pytest.param(
+            [(5, [7]), (5, [7]), (6, [7])],
+            "the same layers, but not the same transfers, on rank 2;",
+            id="only the whole differs",
+        ),
+        pytest.param(
+            [(5, [7, 8]), (6, []), (5, [7, 8])],
+            "plans of 2 layers on ranks 0, 2, 0 layers on rank 1;",
+            id="another number of layers",
+        ),
+    ],
+)
+def test_every_rank_hears_which_layers_differ_on_which_ranks(plans, message):
+    for rank, heard in enumerate(run_ranks(agreement_on_rank, len(plans), plans, timeout_s=30)):
+        assert message in heard
+        assert heard == "agreed" or heard.startswith(f"rank {rank}: ")
+
+
+def changes_on_rank(ctx: ParallelContext) -> str:
+    """Rank 1 would copy chunk 1 of layer 1 elsewhere; all then launch nothing."""
+    before = Placement.from_owners([0, 1], 2)
+    wide = Placement(((0, 1), (1,)), 2)
+    wider = Placement(((0, 1), (0, 1)), 2)
+    layers = [Change(before, wide, 8), Change(before, (wide, wider)[ctx.rank], 8)]
+    digests = [change.digest() for change in layers]
+    return agreement_on_rank(ctx, [(sum(digests) % 2**63, digests)] * 2)
+
+
+def test_digests_of_changes_tell_the_layer():
+    first, second = run_ranks(changes_on_rank, 2, timeout_s=30)
+    assert "layer 1 on rank 1;" in first and "layer 1 on rank 1;" in second
+    assert "layer 0" not in first
