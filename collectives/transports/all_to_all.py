@@ -13,7 +13,7 @@ import torch.distributed as dist
 from collectives.schedule import Transfer
 from collectives.transports.protocol import Launch, Steps
 from collectives.transports.resources import LaunchResources, as_bytes
-from collectives.transports.summation import add_in_order
+from collectives.transports.summation import add_into
 
 # Packed rows start at multiples of this, so that any dtype can be read in place.
 ALIGNMENT_BYTES = 16
@@ -48,11 +48,7 @@ class AllToAllTransport:
             value = place[: row.nbytes].view(row.dtype)
             arrived.setdefault((item.layer, item.chunk), []).append((item.source, value))
         for (layer, chunk), terms in arrived.items():
-            row = launch.rows[layer][chunk]
-            total = add_in_order(row, launch.rank, terms, self.resources)
-            if total is not row:
-                row.copy_(total)
-                self.resources.give(total)
+            add_into(launch.rows[layer][chunk], launch.rank, terms, self.resources)
         exchange.give_back()
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from collectives.schedule import Transfer
 from collectives.transports.protocol import Launch, Steps
 from collectives.transports.resources import LaunchResources
-from collectives.transports.summation import add_in_order, sum_dtype
+from collectives.transports.summation import add_in_order, add_into, sum_dtype
 
 # Tags are 31 bits.
 LAUNCHES_UNDER_WAY = 1 << 12
@@ -68,11 +68,7 @@ class P2PTransport:
         for sends, receives in batches.rounds:
             yield batches.post(sends, outgoing, receives, incoming)
         for (layer, chunk), terms in arrived.items():
-            row = launch.rows[layer][chunk]
-            total = add_in_order(row, rank, terms, resources)
-            if total is not row:
-                row.copy_(total)
-                resources.give(total)
+            add_into(launch.rows[layer][chunk], rank, terms, resources)
             _give_all(terms, resources)
         yield batches.sent
         for total in totals:

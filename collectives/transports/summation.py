@@ -7,6 +7,8 @@ import torch
 from collectives.transports.resources import LaunchResources
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+# On a CPU sums of low precision are made in blocks whose float32 stays in the cache.
+BLOCK = 1 << 15
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -41,3 +43,27 @@ def add_in_order(
             else:
                 total.add_(term)
     return total
+
+
+def add_into(
+    row: torch.Tensor,
+    rank: int,
+    arrived: list[tuple[int, torch.Tensor]],
+    resources: LaunchResources,
+) -> None:
+    """``add_in_order`` whose sum ends in ``row``, rounded once where it is of low precision."""
+    if sum_dtype(row.dtype) == row.dtype:
+        add_in_order(row, rank, arrived, resources)
+        return
+    if len(arrived) == 1:
+        # Adding two numbers of low precision, torch itself computes in float32 and rounds once.
+        row.add_(arrived[0][1])
+        return
+    numel = row.numel()
+    size = BLOCK if row.device.type == "cpu" else numel
+    for start in range(0, numel, size):
+        block = slice(start, start + size)
+        parts = [(source, term[block]) for source, term in arrived]
+        total = add_in_order(row[block], rank, parts, resources)
+        row[block].copy_(total)
+        resources.give(total)

@@ -7,7 +7,7 @@ import torch
 
 from collectives import LaunchResources
 from collectives.transports.resources import as_bytes
-from collectives.transports.summation import add_in_order
+from collectives.transports.summation import BLOCK, add_in_order, add_into
 
 CPU = torch.device("cpu")
 
@@ -36,6 +36,27 @@ def test_low_precision_is_added_up_in_float32_and_left_there(own):
     assert total.dtype == torch.float32
     assert total.tolist() == [259.0]
     assert values[own].tolist() == [256.0 if own == 0 else 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide_parts", [False, True])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_a_sum_into_a_row_is_rounded_once_block_by_block(world_size, wide_parts, dtype):
+    """More than one block and not a whole number of them; parts may be float32 sums themselves."""
+    generator = torch.Generator().manual_seed(world_size)
+    values = [torch.randn(2 * BLOCK + 7, generator=generator) for _ in range(world_size)]
+    own = 1
+    terms = [
+        value if wide_parts and rank != own else value.to(dtype)
+        for rank, value in enumerate(values)
+    ]
+    expected = terms[0].float()
+    for term in terms[1:]:
+        expected = expected + term.float()
+    row = terms[own].clone()
+    arrived = [(rank, terms[rank].clone()) for rank in reversed(range(world_size)) if rank != own]
+    add_into(row, own, arrived, LaunchResources())
+    assert torch.equal(row, expected.to(dtype))
 
 
 def test_buffers_go_round_and_are_never_handed_out_twice():
