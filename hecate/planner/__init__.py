@@ -1,0 +1,38 @@
+"""The planner: what experts are copied where, who owns them, whose tokens who computes. Pure.
+
+| file | decides or executes | in -> out |
+|---|---|---|
+| load.py | decides | counts of the last steps -> the coming step's loads |
+| plan.py | decides | owners, copies -> who holds what in a step, as one value |
+| costs.py | decides | loads, owners, copies -> predicted seconds |
+| copies.py | decides | loads, owners, costs -> the copies of a step |
+| owners.py | decides | loads, owners -> new owners |
+| quotas.py | decides | counts, who holds what -> slots for each computing rank |
+| policies/ | decides | loads, owners -> all of the above, one strategy a file |
+"""
+
+from hecate.planner.costs import (
+    StepCosts,
+    exposed_s,
+    overlap_experts,
+    predicted_layer_s,
+    predicted_step_s,
+    rank_loads,
+)
+from hecate.planner.load import Counts, Loads, LoadWindow
+from hecate.planner.plan import Plan, Replicas, replicas_to_placements
+
+__all__ = [
+    "Counts",
+    "LoadWindow",
+    "Loads",
+    "Plan",
+    "Replicas",
+    "StepCosts",
+    "exposed_s",
+    "overlap_experts",
+    "predicted_layer_s",
+    "predicted_step_s",
+    "rank_loads",
+    "replicas_to_placements",
+]

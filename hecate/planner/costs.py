@@ -1,0 +1,198 @@
+"""How long a step should take with given copies: straggler time and exposed transfers. Pure.
+
+A layer waits for its busiest rank, and for whatever of its transfers attention does not hide::
+
+    layer_s = slots of the busiest rank x slot_s
+              + max(0, gather_s - hidden_gather_s) + max(0, reduce_s - hidden_reduce_s)
+
+Transfers follow 2502.02581, section 3.1: the busiest node's link to other nodes (each expert enters
+a node once) or the busiest rank's link inside, in the busier direction, and one launch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from collectives.topology import Topology
+from hecate.planner.load import Loads
+from hecate.planner.plan import Ids, Replicas
+
+Seconds = npt.NDArray[np.float64]
+
+SWEEPS = 3  # of levelling: more change predicted loads by less than a slot in a thousand
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """What the planner reckons with, equal on all ranks.
+
+    ``slot_s``: one slot (a token's choice of an expert) through an expert, forward and backward.
+    ``gather_bytes``, ``reduce_bytes``: one expert's weights, one expert's gradient, as they travel.
+    ``hidden_gather_s``, ``hidden_reduce_s``: how much of a layer's gather and reduction attention
+    hides. ``launch_s``: what a layer's gather or reduction takes beyond its bytes.
+    """
+
+    slot_s: float
+    gather_bytes: int
+    reduce_bytes: int
+    hidden_gather_s: float = 0.0
+    hidden_reduce_s: float = 0.0
+    launch_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field.name} is {value}; expected a finite number from 0 up")
+
+
+def overlap_experts(
+    non_moe_s: float, bandwidth_bytes_per_s: float, expert_bytes: int, *, safety: float = 0.8
+) -> int:
+    """The paper's *t* (section 4.2): experts that travel while a layer does all but its experts."""
+    return int(safety * non_moe_s * bandwidth_bytes_per_s / expert_bytes)
+
+
+def rank_loads(
+    loads_YE: Loads, owners_YE: Ids, replicas: Replicas, world_size: int, *, levelled: bool = True
+) -> Loads:
+    """Slots of each rank, ``[Y, W]``: an expert's load is dealt to its holders alike, or levelled.
+
+    ``levelled``: as dispatch by weighted quotas deals it, so that holders come out as equal as a
+    few rounds of filling up the lowest make them.
+    """
+    num_layers, num_experts = loads_YE.shape
+    copies_YE = np.ones((num_layers, num_experts), dtype=np.int64)
+    np.add.at(copies_YE, (replicas.layer, replicas.expert), 1)
+    share_YE = loads_YE / copies_YE
+    row_Y = np.arange(num_layers)[:, None] * world_size
+    place = np.concatenate([(owners_YE + row_Y).ravel(), replicas.layer * world_size])
+    place[num_layers * num_experts :] += replicas.rank
+    weights = np.concatenate([share_YE.ravel(), share_YE[replicas.layer, replicas.expert]])
+    flat = np.bincount(place, weights, minlength=num_layers * world_size)
+    loads_YW: Loads = flat.astype(np.float64).reshape(num_layers, world_size)
+    if levelled and len(replicas):
+        _level(loads_YE, owners_YE, replicas, share_YE, loads_YW)
+    return loads_YW
+
+
+def _level(
+    loads_YE: Loads, owners_YE: Ids, replicas: Replicas, share_YE: Loads, loads_YW: Loads
+) -> None:
+    """Deal every copied expert out again, a few times over, each time to fill the lowest first."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for layer, expert, rank in replicas.triples():
+        groups.setdefault((layer, expert), [int(owners_YE[layer, expert])]).append(rank)
+    by_layer: dict[int, list[tuple[float, list[int], list[float]]]] = {}
+    for (layer, expert), ranks in groups.items():
+        dealt = [float(share_YE[layer, expert])] * len(ranks)
+        by_layer.setdefault(layer, []).append((float(loads_YE[layer, expert]), ranks, dealt))
+    for layer, shared in by_layer.items():
+        loads_W = loads_YW[layer].tolist()
+        for _ in range(SWEEPS if len(shared) > 1 else 1):
+            for amount, ranks, dealt in shared:
+                others = [loads_W[rank] - part for rank, part in zip(ranks, dealt, strict=True)]
+                dealt[:] = _fill(others, amount)
+                for rank, other, part in zip(ranks, others, dealt, strict=True):
+                    loads_W[rank] = other + part
+        loads_YW[layer] = loads_W
+
+
+def _fill(heights: Sequence[float], amount: float) -> list[float]:
+    """How much each height gets when ``amount`` is poured over them."""
+    level, poured = 0.0, 0.0
+    for count, height in enumerate(sorted(heights), start=1):
+        poured += height
+        candidate = (amount + poured) / count
+        if count > 1 and height >= level:
+            break
+        level = candidate
+    return [max(0.0, level - height) for height in heights]
+
+
+def transfer_copies(
+    replicas: Replicas, owners_YE: Ids, topology: Topology
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each layer, copies through its busiest rank's link inside and its busiest node's across.
+
+    An expert crosses to a node once; the lowest of its new holders there passes it on.
+    """
+    num_layers, world_size = len(owners_YE), topology.world_size
+    node_W = np.array(topology.node_of_rank, dtype=np.int64)
+    num_nodes = topology.num_nodes
+    layer, rank = replicas.layer.astype(np.int64), replicas.rank.astype(np.int64)
+    owner = owners_YE[replicas.layer, replicas.expert].astype(np.int64)
+    node, home = node_W[rank], node_W[owner]
+    group = (layer * owners_YE.shape[1] + replicas.expert) * num_nodes + node
+    _, first, group = np.unique(group, return_index=True, return_inverse=True)
+    arrives = np.zeros(len(layer), dtype=bool)
+    arrives[first] = True
+    crosses = arrives & (node != home)
+    source = np.where((node == home) | arrives, owner, rank[first][group])
+
+    def busiest(places: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+        counts = np.bincount(places, minlength=num_layers * width).reshape(num_layers, width)
+        most: npt.NDArray[np.int64] = counts.max(1)
+        return most
+
+    rank_Y = np.maximum(
+        busiest(layer * world_size + rank, world_size),
+        busiest(layer * world_size + source, world_size),
+    )
+    node_Y = np.maximum(
+        busiest((layer * num_nodes + node)[crosses], num_nodes),
+        busiest((layer * num_nodes + home)[crosses], num_nodes),
+    )
+    return rank_Y, node_Y
+
+
+def exposed_s(replicas: Replicas, owners_YE: Ids, topology: Topology, costs: StepCosts) -> Seconds:
+    """Seconds of each layer's gather and reduction that attention does not hide, ``[Y]``."""
+    if not len(replicas):
+        return np.zeros(len(owners_YE))
+    rank_Y, node_Y = transfer_copies(replicas, owners_YE, topology)
+    inside = topology.inside.bandwidth_bytes_per_s
+    across = topology.across.bandwidth_bytes_per_s
+    total_Y = np.zeros(len(owners_YE))
+    for num_bytes, hidden_s in (
+        (costs.gather_bytes, costs.hidden_gather_s),
+        (costs.reduce_bytes, costs.hidden_reduce_s),
+    ):
+        taken_Y = np.maximum(rank_Y * (num_bytes / inside), node_Y * (num_bytes / across))
+        taken_Y = taken_Y + costs.launch_s * (rank_Y > 0)
+        total_Y += np.maximum(taken_Y - hidden_s, 0.0)
+    return total_Y
+
+
+def predicted_layer_s(
+    loads_YE: Loads,
+    owners_YE: Ids,
+    replicas: Replicas,
+    topology: Topology,
+    costs: StepCosts,
+    *,
+    levelled: bool = True,
+) -> Seconds:
+    """Seconds of each layer's experts, waiting and exposed transfers included, ``[Y]``."""
+    loads_YW = rank_loads(loads_YE, owners_YE, replicas, topology.world_size, levelled=levelled)
+    waits_Y: Seconds = loads_YW.max(1) * costs.slot_s
+    return waits_Y + exposed_s(replicas, owners_YE, topology, costs)
+
+
+def predicted_step_s(
+    loads_YE: Loads,
+    owners_YE: Ids,
+    replicas: Replicas,
+    topology: Topology,
+    costs: StepCosts,
+    *,
+    levelled: bool = True,
+) -> float:
+    """``predicted_layer_s`` over all layers, added in their order."""
+    layers = predicted_layer_s(loads_YE, owners_YE, replicas, topology, costs, levelled=levelled)
+    return math.fsum(layers.tolist())
