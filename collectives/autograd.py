@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from collectives.placement import Placement
-from collectives.schedule import Change, gather_schedule, reduce_schedule
+from collectives.schedule import Change, Schedule, gather_schedule
 from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Topology
 from collectives.transports.protocol import Transport
@@ -49,6 +49,16 @@ class SparseExchange:
         """(layer, chunk) of each held row."""
         return _places([change.after for change in self.changes], self.rank)
 
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return gather_schedule(
+            self.changes, self.topology, hierarchical=self.transport.hierarchical
+        )
+
+    @cached_property
+    def _mirrored(self) -> Schedule:
+        return self._schedule.mirrored()
+
     def gather(self, own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Held rows from own rows: new tensors, except that own rows are returned as they are."""
         rows = self._rows(own, self.own_places)
@@ -59,13 +69,10 @@ class SparseExchange:
                     dtype=self.dtype,
                     device=self.device,
                 )
-        schedule = gather_schedule(
-            self.changes, self.topology, hierarchical=self.transport.hierarchical
-        )
         sparse_all_gather(
             rows,
             self.changes,
-            schedule=schedule,
+            schedule=self._schedule,
             transport=self.transport,
             group=self.gather_group,
             rank=self.rank,
@@ -75,13 +82,10 @@ class SparseExchange:
     def reduce(self, held: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Own rows from held rows, which are overwritten: the sums over all holders."""
         rows = self._rows(held, self.held_places)
-        schedule = reduce_schedule(
-            self.changes, self.topology, hierarchical=self.transport.hierarchical
-        )
         sparse_reduce_scatter(
             rows,
             self.changes,
-            schedule=schedule,
+            schedule=self._mirrored,
             transport=self.transport,
             group=self.reduce_group,
             rank=self.rank,
