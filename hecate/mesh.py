@@ -7,6 +7,7 @@ there and otherwise makes one; everything below it takes a group as an argument.
 from __future__ import annotations
 
 import datetime
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -22,10 +24,15 @@ from hecate.errors import CollectiveFailure, MeshError
 
 
 class MeshConfig(Config):
-    """Where a rank computes and how long it waits for the others."""
+    """Where a rank computes and how long it waits for the others.
+
+    ``ranks_per_node``: how many consecutive ranks share a node; 0 asks every rank for the name of
+    its host.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = 300.0
+    ranks_per_node: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -62,19 +69,25 @@ class Rendezvous:
 class Groups:
     """One process group for each kind of traffic, so that none queues behind another.
 
-    ``tokens`` carries the token exchange, ``control`` small host-side agreements (counts, norms,
-    metrics) and ``checkpoint`` belongs to the thread that writes checkpoints; the last two are
-    gloo groups of CPU tensors on every machine.
+    ``tokens`` carries the token exchange, ``gather`` and ``reduce`` the sparse collectives of the
+    experts, ``control`` small host-side agreements (counts, norms, metrics) and ``checkpoint``
+    belongs to the thread that writes checkpoints; the last two are gloo groups of CPU tensors on
+    every machine.
     """
 
     tokens: dist.ProcessGroup
+    gather: dist.ProcessGroup
+    reduce: dist.ProcessGroup
     control: dist.ProcessGroup
     checkpoint: dist.ProcessGroup
 
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """Where this rank stands: its device, the one-dimensional mesh of all ranks, the groups."""
+    """Where this rank stands: its device, the one-dimensional mesh of all ranks, the groups.
+
+    ``node_of_rank``: which ranks share a node, nodes numbered by their first rank.
+    """
 
     rank: int
     world_size: int
@@ -82,6 +95,7 @@ class ParallelContext:
     device: torch.device
     mesh: DeviceMesh
     groups: Groups
+    node_of_rank: tuple[int, ...]
 
 
 @contextmanager
@@ -116,6 +130,8 @@ def open_mesh(config: MeshConfig, rendezvous: Rendezvous) -> Iterator[ParallelCo
         world_size = dist.get_world_size()
         groups = Groups(
             tokens=dist.new_group(timeout=timeout, group_desc="tokens"),
+            gather=dist.new_group(timeout=timeout, group_desc="gather"),
+            reduce=dist.new_group(timeout=timeout, group_desc="reduce"),
             control=dist.new_group(backend="gloo", timeout=timeout, group_desc="control"),
             checkpoint=dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"),
         )
@@ -126,10 +142,20 @@ def open_mesh(config: MeshConfig, rendezvous: Rendezvous) -> Iterator[ParallelCo
             device=device,
             mesh=init_device_mesh(device.type, (world_size,), mesh_dim_names=("data",)),
             groups=groups,
+            node_of_rank=_nodes(config, groups.control, world_size),
         )
     finally:
         if not adopted and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _nodes(config: MeshConfig, control: dist.ProcessGroup, world_size: int) -> tuple[int, ...]:
+    if config.ranks_per_node:
+        return tuple(rank // config.ranks_per_node for rank in range(world_size))
+    hosts: list[str] = [""] * world_size
+    dist.all_gather_object(hosts, socket.gethostname(), group=control)
+    numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+    return tuple(numbers[host] for host in hosts)
 
 
 def _device(config: MeshConfig, rendezvous: Rendezvous) -> torch.device:

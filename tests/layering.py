@@ -20,7 +20,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.cli": frozenset({"hecate.train", "hecate.bench", "hecate.doctor"}),
     "hecate.bench": frozenset({"hecate.train", "hecate.doctor"}),
     "hecate.train": frozenset({"hecate.fssdp", "hecate.checkpoint", "hecate.data"}),
-    "hecate.fssdp": frozenset({"hecate.models"}),
+    "hecate.fssdp": frozenset({"hecate.models", "hecate.planner"}),
+    "hecate.planner": FOUNDATION,
     "hecate.checkpoint": frozenset({"hecate.models"}),
     "hecate.data": frozenset({"hecate.models"}),
     "hecate.models": FOUNDATION,
@@ -34,7 +35,13 @@ ARROWS: dict[str, frozenset[str]] = {
 
 # Decisions: no process group, clock, file or chance.
 PURE = frozenset(
-    {"collectives.cost", "collectives.placement", "collectives.schedule", "collectives.topology"}
+    {
+        "collectives.cost",
+        "collectives.placement",
+        "collectives.schedule",
+        "collectives.topology",
+        "hecate.planner",
+    }
 )
 IMPURE = frozenset(
     "torch.distributed time os io pathlib random secrets socket subprocess tempfile threading "

@@ -7,6 +7,7 @@
 | train.py | executes | this trainer and its peers, all models and layouts -> a report |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
+| routing_traces.py | decides | loads to replay -> routings that have them |
 | crew.py | executes | the processes of one contender, from outside |
 | worker.py | executes | one of these processes, from inside |
 | turns.py | executes | steps on request, timed |

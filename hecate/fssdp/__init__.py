@@ -2,15 +2,21 @@
 
 | file | decides or executes | in -> out |
 |---|---|---|
-| apply.py | executes | model, ranks -> owned experts behind every experts module |
-| dispatch.py | decides | routing counts, placement -> the token exchange of one layer |
+| config.py | decides | the user's settings of the policy |
+| apply.py | executes | model, ranks, policy -> owned experts behind every experts module |
+| dispatch.py | decides | quotas, who holds what -> the token exchange of one layer |
 | routed.py | executes | hidden states, routing -> expert outputs, over all ranks |
-| experts.py | executes | rows sorted by expert -> grouped GEMMs, gradients in place |
-| shards.py | executes | what one rank keeps of one layer |
+| experts/ | executes | rows sorted by expert -> grouped GEMMs, gradients in place |
+| shards.py | executes | what one rank owns of one layer |
+| replicas.py | executes | room for copies of what others own |
+| materialize.py | executes | a step's placements -> copies gathered, their gradients sent home |
+| reshard.py | executes | old owners, new owners -> whole rows moved between steps |
+| measure.py | executes | an experts module -> seconds of one row through one expert |
 | routing.py | executes | counts, balance losses, replay under activation checkpointing |
 """
 
-from hecate.fssdp.apply import ExpertsConfig, ShardedExperts, release_experts, shard_experts
+from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
+from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
 
 __all__ = ["ExpertsConfig", "RouterConfig", "ShardedExperts", "release_experts", "shard_experts"]

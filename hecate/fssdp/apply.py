@@ -3,50 +3,69 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from collectives.placement import Placement
-from hecate.config import Config
+from collectives.topology import Link, Topology
+from collectives.transports import TRANSPORTS, LaunchResources
 from hecate.errors import ConfigError
 from hecate.fssdp.experts import ExpertMath, kernel_for
-from hecate.fssdp.routed import PhaseTimer, RoutedExperts
+from hecate.fssdp.materialize import Channel, Materializer
+from hecate.fssdp.routed import Override, PhaseTimer, RoutedExperts
 from hecate.fssdp.routing import RouterConfig, RoutingLog
 from hecate.fssdp.shards import ExpertShard
 from hecate.mesh import ParallelContext
 from hecate.models.families import MoELayer
 from hecate.models.routers import Router, find_routers
+from hecate.planner.load import LoadWindow
+from hecate.planner.policies.protocol import Policy
 
 
-class ExpertsConfig(Config):
-    """How experts are spread over ranks.
+@dataclass
+class ShardedExperts:
+    """The experts of a model as this rank holds them, one entry a layer.
 
-    ``expert_parallel``: each expert stays on its owner and tokens travel to it.
+    ``owners`` keep the experts between steps; what a step materializes beside them is the
+    policy's to say, from the loads of the steps before.
     """
 
-    policy: Literal["expert_parallel"] = "expert_parallel"
-
-
-@dataclass(frozen=True)
-class ShardedExperts:
-    """The experts of a model as this rank holds them, one entry a layer."""
-
     layers: tuple[MoELayer, ...]
-    placements: tuple[Placement, ...]
+    owners: tuple[Placement, ...]
     shards: tuple[ExpertShard, ...]
     routers: tuple[Router, ...]
     log: RoutingLog
+    policy: Policy
+    loads: LoadWindow
+    materializer: Materializer
 
     def parameters(self) -> list[nn.Parameter]:
         """The master weights of every layer in which this rank owns an expert."""
         return [shard.parameter for shard in self.shards if shard.expert_ids]
 
-    def begin_step(self) -> None:
+    def begin_step(self, step: int, num_micro_batches: int) -> None:
+        """Forget the gradients, plan the step and start to materialize it."""
         self.log.begin_step()
         for shard in self.shards:
             shard.begin_step()
+        planned = self.policy.plan(step, self.loads, self.owners)
+        self.materializer.begin_step(planned, num_micro_batches)
+
+    def begin_micro_batch(self, *, last: bool) -> None:
+        self.log.begin_micro_batch()
+        self.materializer.begin_micro_batch(last=last)
+
+    def finish_backward(self) -> None:
+        """Wait until the owners have the whole gradients; remember the loads of the step."""
+        self.log.begin_micro_batch()
+        self.materializer.finish_step()
+        self.loads.push(self.log.counts_YE.cpu().numpy())
+
+    def set_owners(self, index: int, owners: Placement) -> None:
+        """Record that one layer has new owners; its shard has taken the experts over already."""
+        self.owners = (*self.owners[:index], owners, *self.owners[index + 1 :])
+        self.materializer.set_owners(index, owners)
 
     def refresh(self) -> None:
         for shard in self.shards:
@@ -76,9 +95,12 @@ def shard_experts(
     ctx: ParallelContext,
     *,
     router: RouterConfig,
+    policy: Policy,
+    rematerialize: bool,
     dtype: torch.dtype,
     compute_dtype: torch.dtype,
     phase: PhaseTimer,
+    override: Override | None = None,
 ) -> ShardedExperts:
     """Put this rank's own experts, and the runtime, where ``release_experts`` left a gap.
 
@@ -90,32 +112,50 @@ def shard_experts(
     log = RoutingLog(len(layers), max(layer.num_experts for layer in layers), ctx.device)
     routers = find_routers(model, layers)
     _check_router(router, routers)
-    shards = []
-    for layer, placement in zip(layers, placements, strict=True):
-        module = model.get_submodule(layer.name)
-        shard = ExpertShard(
+    shards = tuple(
+        ExpertShard(
             layer,
             placement.chunks_on(ctx.rank),
             device=ctx.device,
             dtype=dtype,
             compute_dtype=compute_dtype,
         )
+        for layer, placement in zip(layers, placements, strict=True)
+    )
+    # schedules depend on who shares a node, not on how fast the links are
+    topology = Topology(ctx.node_of_rank, inside=Link(1.0, 0.0), across=Link(1.0, 0.0))
+    transport = TRANSPORTS["hierarchical" if len(topology.nodes) > 1 else "p2p"]
+    materializer = Materializer(
+        shards,
+        placements,
+        rank=ctx.rank,
+        topology=topology,
+        gathers=Channel(ctx.groups.gather, transport(LaunchResources())),
+        reductions=Channel(ctx.groups.reduce, transport(LaunchResources())),
+        rematerialize=rematerialize,
+        phase=phase,
+    )
+    for layer, shard in zip(layers, shards, strict=True):
+        module = model.get_submodule(layer.name)
         module.register_parameter("chunks", shard.parameter)
         module.runtime = RoutedExperts(  # type: ignore[assignment]
             shard,
             ExpertMath.of(module, layer.name),
             kernel_for(ctx.device, compute_dtype, layer.layout),
-            placement,
+            materializer,
+            policy.route,
+            override=override,
             rank=ctx.rank,
+            world_size=ctx.world_size,
             group=ctx.groups.tokens,
             log=log,
             phase=phase,
         )
-        shards.append(shard)
     if router.balance_loss or router.z_loss:
         for found in routers:
             found.on_logits(log.record_logits)
-    return ShardedExperts(layers, placements, tuple(shards), routers, log)
+    loads = LoadWindow(len(layers), max(layer.num_experts for layer in layers))
+    return ShardedExperts(layers, placements, shards, routers, log, policy, loads, materializer)
 
 
 def _check_router(config: RouterConfig, routers: tuple[Router, ...]) -> None:

@@ -1,6 +1,6 @@
 """The runtime behind one experts module: dispatch, compute, combine, as one autograd node.
 
-This is plain expert parallelism, dropless: every slot travels to its expert's owner and back.
+Dropless: every slot travels to a rank that holds its expert, by the quotas of ``route``, and back.
 One node for the whole layer means that nothing is kept twice and every gradient is written once.
 """
 
@@ -16,21 +16,26 @@ import torch.nn.functional as F
 
 from collectives.placement import Placement
 from collectives.token_exchange import exchange_rows, gather_counts
-from hecate.fssdp.dispatch import DispatchPlan, count_tokens, plan_dispatch
+from hecate.fssdp.dispatch import Counts, DispatchPlan, count_tokens, plan_dispatch
 from hecate.fssdp.experts import ExpertKernel, ExpertMath, Saved
+from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.routing import RoutingLog
 from hecate.fssdp.shards import ExpertShard
 from hecate.mesh import naming
 
 PhaseTimer = Callable[[str], Any]
+Route = Callable[[Counts, Placement], Counts]
+Override = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class RoutedExperts:
     """Runs the experts of one layer over all ranks of ``group``.
 
     Called with ``x_TD``, ``top_k_index_TK`` and ``top_k_weights_TK``; returns ``[T, D]``, the
-    weighted sum of each token's experts. ``phase("experts")`` and ``phase("all_to_all")`` are
-    context managers that time what runs inside.
+    weighted sum of each token's experts. ``override(layer, top_k_index_TK)`` may put other experts
+    in the place of the router's, which no real training does; benchmarks replay loads with it.
+    ``phase("experts")`` and ``phase("all_to_all")`` are context managers that time what runs
+    inside.
     """
 
     def __init__(
@@ -38,22 +43,27 @@ class RoutedExperts:
         shard: ExpertShard,
         math: ExpertMath,
         kernel: ExpertKernel,
-        placement: Placement,
+        materializer: Materializer,
+        route: Route,
         *,
+        override: Override | None,
         rank: int,
+        world_size: int,
         group: dist.ProcessGroup,
         log: RoutingLog,
         phase: PhaseTimer,
     ) -> None:
         self.shard = shard
-        self.placement = placement
         self._math, self._kernel = math, kernel
-        self._rank, self._group = rank, group
+        self._materializer, self._route, self._override = materializer, route, override
+        self._rank, self._world_size, self._group = rank, world_size, group
         self._log, self._phase = log, phase
 
     def __call__(
         self, x_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
     ) -> torch.Tensor:
+        if self._override is not None:
+            top_k_index_TK = self._override(self.shard.layer.index, top_k_index_TK)
         plan = self._plan(top_k_index_TK)
         result: torch.Tensor = _RoutedExperts.apply(  # type: ignore[no-untyped-call]
             x_TD, top_k_weights_TK.to(x_TD.dtype), self.shard.parameter, plan, self
@@ -67,11 +77,13 @@ class RoutedExperts:
         layer = self.shard.layer
         counts_E = count_tokens(top_k_index_TK, layer.num_experts)
         counts_WE = counts_E[None]
-        if self.placement.world_size > 1:
+        if self._world_size > 1:
             with self._named("the count exchange"):
-                counts_WE = gather_counts(counts_E, self._group, self.placement.world_size)
+                counts_WE = gather_counts(counts_E, self._group, self._world_size)
         self._log.record_counts(layer.index, counts_WE.sum(0))
-        plan = plan_dispatch(top_k_index_TK, counts_WE.cpu(), self.placement, self._rank)
+        now = self._materializer.layers[layer.index].plan
+        quotas_WEW = self._route(counts_WE.cpu().numpy(), now.placement)
+        plan = plan_dispatch(top_k_index_TK, quotas_WEW, now.held, self._rank)
         if replay is not None:
             replay.plan = plan
         return plan
@@ -81,11 +93,15 @@ class RoutedExperts:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Saved]:
         """Slots in sent order to their weighted results in the same order, and what to keep."""
         x_RD, weights_R = self._there(x_SD, plan), self._there(weights_S, plan)
+        experts = self._materializer.experts(self.shard.layer.index)
         with self._phase("experts"):
             y_RD, saved = self._kernel.forward(
-                x_RD, weights_R, plan.rows_per_expert, self.shard, self._math
+                x_RD, weights_R, plan.rows_per_expert, experts, self._math
             )
-        return self._back(y_RD, plan), x_RD, weights_R, saved
+        y_SD = self._back(y_RD, plan)
+        if not self._log.recomputing:
+            self._materializer.after_forward(self.shard.layer.index)
+        return y_SD, x_RD, weights_R, saved
 
     def backward_rows(
         self,
@@ -97,15 +113,18 @@ class RoutedExperts:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of the results to those of the slots and their weights, in sent order."""
         d_y_RD = self._there(d_y_SD, plan)
+        experts = self._materializer.before_backward(self.shard.layer.index)
         with self._phase("experts"):
             d_x_RD, d_weights_R = self._kernel.backward(
-                d_y_RD, x_RD, weights_R, saved, plan.rows_per_expert, self.shard, self._math
+                d_y_RD, x_RD, weights_R, saved, plan.rows_per_expert, experts, self._math
             )
-        return self._back(d_x_RD, plan), self._back(d_weights_R, plan)
+        d_x_SD, d_weights_S = self._back(d_x_RD, plan), self._back(d_weights_R, plan)
+        self._materializer.after_backward(self.shard.layer.index)
+        return d_x_SD, d_weights_S
 
     def _there(self, rows_SD: torch.Tensor, plan: DispatchPlan) -> torch.Tensor:
         """Sent order to expert order on the owners."""
-        if self.placement.world_size > 1:
+        if plan.crosses:
             with self._named("the token exchange"):
                 rows_SD = exchange_rows(rows_SD, plan.send_rows, plan.receive_rows, self._group)
         return rows_SD if plan.arrange_R is None else rows_SD.index_select(0, plan.arrange_R)
@@ -114,7 +133,7 @@ class RoutedExperts:
         """Expert order on the owners to sent order."""
         if plan.arrange_R is not None:
             rows_RD = torch.empty_like(rows_RD).index_copy_(0, plan.arrange_R, rows_RD)
-        if self.placement.world_size > 1:
+        if plan.crosses:
             with self._named("the token exchange"):
                 rows_RD = exchange_rows(rows_RD, plan.receive_rows, plan.send_rows, self._group)
         return rows_RD

@@ -32,15 +32,30 @@ class ExpertShard:
     ) -> None:
         self.layer = layer
         self.expert_ids = expert_ids
+        self.compute_dtype = compute_dtype
         shape = (len(expert_ids), layer.layout.numel)
         self.parameter = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-        self._grad_eC = torch.zeros(shape, device=device, dtype=dtype)
-        self._grads = layer.layout.views(self._grad_eC)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        masters_eC, layout = self.parameter.data, self.layer.layout
+        self._grad_eC = torch.zeros_like(masters_eC)
+        self._grads = layout.views(self._grad_eC)
         self._grad_is_stale = True
-        self._compute_eC = self.parameter.data
-        if compute_dtype != dtype:
-            self._compute_eC = torch.zeros(shape, device=device, dtype=compute_dtype)
-        self._weights = layer.layout.views(self._compute_eC)
+        self._compute_eC = masters_eC
+        if self.compute_dtype != masters_eC.dtype:
+            self._compute_eC = masters_eC.to(self.compute_dtype)
+        self._weights = layout.views(self._compute_eC)
+
+    def adopt(self, expert_ids: tuple[int, ...], masters_eC: torch.Tensor) -> None:
+        """Own other experts from now on, ``[e, C]`` in the order of ``expert_ids``.
+
+        ``parameter`` stays the same object, so that optimizers keep it.
+        """
+        self.expert_ids = expert_ids
+        self.parameter.data = masters_eC
+        self.parameter.grad = None
+        self._lay_out()
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -56,6 +71,14 @@ class ExpertShard:
     def chunk(self, expert_id: int) -> torch.Tensor:
         """The master weights of one owned expert, ``[C]``; a view."""
         return self.parameter.data[self.expert_ids.index(expert_id)]
+
+    def compute_row(self, expert_id: int) -> torch.Tensor:
+        """One owned expert as the forward pass uses it, ``[C]`` of the compute dtype; a view."""
+        return self._compute_eC[self.expert_ids.index(expert_id)]
+
+    def grad_row(self, expert_id: int) -> torch.Tensor:
+        """The gradient of one owned expert, ``[C]``; a view of what ``parameter.grad`` is."""
+        return self._grad_eC[self.expert_ids.index(expert_id)]
 
     def refresh(self) -> None:
         """Bring the compute weights up to date after the optimizer changed the masters."""

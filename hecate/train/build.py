@@ -13,14 +13,18 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from hecate.data.cache import cache_folder
 from hecate.errors import ConfigError
 from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
+from hecate.fssdp.measure import step_costs
+from hecate.fssdp.routed import Override
 from hecate.mesh import ParallelContext
 from hecate.models.build import hf_config, initial_dense, initial_expert, meta_model
 from hecate.models.families import MoELayer, find_moe_layers
 from hecate.models.hub import HubFolder
 from hecate.models.loss import CausalLoss
 from hecate.models.norms import fuse_norms
+from hecate.planner.policies import ExpertParallel, Fssdp, Policy
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES, assign, master_dtype, named_dense, reshard, shard_dense
 from hecate.train.optim import build_optimizer
@@ -53,13 +57,16 @@ def build_trainer(
     phase: Phase,
     fill: bool = True,
     architecture: PreTrainedConfig | None = None,
+    policy: Policy | None = None,
+    override: Override | None = None,
 ) -> Trainer:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
     Weights come from ``model.path`` expert by expert, or from the seed; without ``fill`` only
     buffers are set, for a checkpoint to bring the rest. ``architecture``, which a checkpoint
-    records, stands in for what ``model.path`` or ``model.family`` says. Raises ``ModelError`` or
-    ``ConfigError`` for a model that cannot be trained as configured.
+    records, stands in for what ``model.path`` or ``model.family`` says. ``policy`` and ``override``
+    stand in for what ``experts`` says and for the routers' choices: benchmarks set them. Raises
+    ``ModelError`` or ``ConfigError`` for a model that cannot be trained as configured.
     """
     model = meta_model(
         architecture or hf_config(config.model, vocab_size=vocab_size),
@@ -82,6 +89,9 @@ def build_trainer(
         layers,
         ctx,
         router=config.router,
+        policy=policy or _policy(config, model, layers[0], ctx, compute_dtype),
+        rematerialize=config.experts.rematerialize,
+        override=override,
         dtype=master_dtype(compute_dtype),
         compute_dtype=compute_dtype,
         phase=phase,
@@ -111,6 +121,28 @@ def build_trainer(
         phase=phase,
     )
     return Trainer(model, dense, layers, root, experts, optimizer, step)
+
+
+def _policy(
+    config: RunConfig,
+    model: PreTrainedModel,
+    layer: MoELayer,
+    ctx: ParallelContext,
+    compute_dtype: torch.dtype,
+) -> Policy:
+    experts = config.experts
+    if experts.policy == "expert_parallel":
+        return ExpertParallel()
+    costs = step_costs(
+        experts.costs,
+        model.get_submodule(layer.name),
+        layer,
+        ctx,
+        dtype=master_dtype(compute_dtype),
+        compute_dtype=compute_dtype,
+        folder=cache_folder(config.data.cache) / "costs",
+    )
+    return Fssdp(experts.fssdp, costs, ctx.node_of_rank)
 
 
 def _fill_dense(

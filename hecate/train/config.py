@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from hecate.checkpoint.store import CheckpointConfig
 from hecate.config import Config
 from hecate.data.config import DataConfig
-from hecate.fssdp.apply import ExpertsConfig
+from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
 from hecate.mesh import MeshConfig
 from hecate.models.build import ModelConfig

@@ -106,7 +106,7 @@ class TrainingLoop:
         elapsed_s = self._clock() - interval.started_s
         loss = sum(interval.losses) / len(interval.losses)
         facts = self._corpus.facts
-        loads = load_statistics(result.counts_YE, self._trainer.experts.placements)
+        loads = load_statistics(result.counts_YE, self._trainer.experts.owners)
         figures: dict[str, Value] = {
             "loss": loss,
             "perplexity": perplexity(loss),

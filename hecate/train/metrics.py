@@ -14,7 +14,16 @@ from torch import nn
 from collectives.placement import Placement
 from hecate.models.families import MoELayer
 
-PHASES = ("data", "forward", "all_to_all", "experts", "backward", "optimizer")
+PHASES = (
+    "data",
+    "forward",
+    "gather",
+    "all_to_all",
+    "experts",
+    "backward",
+    "reduce",
+    "optimizer",
+)
 
 
 def perplexity(loss: float) -> float:

@@ -74,12 +74,17 @@ def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     embeddings: Iterable[nn.Parameter],
 ) -> torch.optim.Optimizer:
-    """One parameter group for each role; empty parameters (no expert owned here) are left out."""
+    """One parameter group for each role.
+
+    Dense shards without an element here are left out; experts stay even where this rank owns none
+    of a layer, since it may come to own some.
+    """
     embeddings = tuple(embeddings)
     groups: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
-        if parameter.requires_grad and parameter.numel():
-            groups.setdefault(role_of(name, parameter, embeddings), []).append(parameter)
+        role = role_of(name, parameter, embeddings)
+        if parameter.requires_grad and (parameter.numel() or role == "expert"):
+            groups.setdefault(role, []).append(parameter)
     return torch.optim.AdamW(
         [
             {

@@ -7,7 +7,6 @@ expert id): nothing is named by a rank, so another world size finds what it need
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +15,7 @@ from hecate.checkpoint.names import dense_key, expert_key, optimizer_key, rng_ke
 from hecate.fssdp.shards import ExpertShard
 from hecate.train.build import Trainer
 from hecate.train.dense import saved_buffers
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from hecate.train.moments import MOMENTS, moments_of
 
 
 def model_state(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -36,7 +34,7 @@ def optimizer_state(trainer: Trainer) -> dict[str, torch.Tensor]:
     dense = {id(parameter): name for name, parameter in trainer.dense.items()}
     shards = {id(shard.parameter): shard for shard in trainer.experts.shards}
     for parameter in _optimized(trainer.optimizer):
-        moments = _moments(trainer.optimizer, parameter)
+        moments = moments_of(trainer.optimizer, parameter)
         for moment in MOMENTS:
             if id(parameter) in dense:
                 key = dense_key(dense[id(parameter)])
@@ -50,7 +48,7 @@ def optimizer_state(trainer: Trainer) -> dict[str, torch.Tensor]:
 def set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
     """Tell the optimizer how many steps its moments have seen (AdamW's bias correction)."""
     for parameter in _optimized(optimizer):
-        _moments(optimizer, parameter)["step"].fill_(float(step))
+        moments_of(optimizer, parameter)["step"].fill_(float(step))
 
 
 def rng_state(rank: int) -> dict[str, torch.Tensor]:
@@ -73,12 +71,3 @@ def _rows(shard: ExpertShard, table_eC: torch.Tensor) -> dict[str, torch.Tensor]
 def _optimized(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
     for group in optimizer.param_groups:
         yield from group["params"]
-
-
-def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
-    moments: dict[str, Any] = optimizer.state[parameter]
-    if not moments:
-        moments["step"] = torch.zeros((), dtype=torch.float32)
-        for moment in MOMENTS:
-            moments[moment] = torch.zeros_like(parameter.detach())
-    return moments

@@ -20,6 +20,7 @@ from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.models.loss import IGNORED, CausalLoss
 from hecate.train.dense import local, sync_gradients
 from hecate.train.optim import ScheduleConfig, learning_rate_factor, set_learning_rate
+from hecate.train.reshard import reshard_experts
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ class TrainingStep:
         )
         with naming("the count of the step's tokens", ctx.rank):
             labels, *tokens = sum_over(ctx.groups.control, sizes).tolist()
-        self.experts.begin_step()
+        self.experts.begin_step(step, len(micro_batches))
         sums = torch.zeros(2, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
-            sync_gradients(self.root, number == len(micro_batches) - 1)
-            log.begin_micro_batch()
+            last = number == len(micro_batches) - 1
+            sync_gradients(self.root, last)
+            self.experts.begin_micro_batch(last=last)
             with self._phase("forward"), naming("a collective of the forward pass", ctx.rank):
                 cross_entropy = self.root(
                     batch.input_ids_BS.to(ctx.device),
@@ -100,7 +102,7 @@ class TrainingStep:
             with self._phase("backward"), naming("a collective of the backward pass", ctx.rank):
                 loss.backward()
             sums += torch.stack([cross_entropy.detach(), auxiliary.detach()]).cpu()
-        log.begin_micro_batch()
+        self.experts.finish_backward()
         with self._phase("optimizer"), naming("the sum of losses and gradient norms", ctx.rank):
             totals = torch.cat([sums, self._grad_square_sum()[None]])
             sum_loss, auxiliary_loss, square_sum = sum_over(ctx.groups.control, totals).tolist()
@@ -113,6 +115,7 @@ class TrainingStep:
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            self._reshard(step)
             self.experts.refresh()
             self._update_router_bias()
         return StepResult(
@@ -125,6 +128,12 @@ class TrainingStep:
             labels=labels,
             counts_YE=log.counts_YE.cpu(),
         )
+
+    def _reshard(self, step: int) -> None:
+        experts = self.experts
+        owners = experts.policy.new_owners(step, experts.loads, experts.owners)
+        if owners is not experts.owners:
+            reshard_experts(experts, owners, self.optimizer, self.ctx)
 
     def _gradients(self) -> list[torch.Tensor]:
         return [

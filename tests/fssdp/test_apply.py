@@ -19,6 +19,7 @@ from hecate.fssdp.routing import RouterConfig
 from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
 from hecate.models.build import meta_model
 from hecate.models.families import ChunkLayout, ExpertTensor, MoELayer, find_moe_layers
+from hecate.planner.policies import ExpertParallel
 
 QUIET = RouterConfig(balance_loss=0.0)
 
@@ -43,6 +44,8 @@ def shard(
         ctx,
         router=router,
         dtype=torch.float32,
+        policy=ExpertParallel(),
+        rematerialize=False,
         compute_dtype=compute_dtype,
         phase=lambda _: contextlib.nullcontext(),
     )
@@ -87,7 +90,7 @@ def test_the_ranks_together_hold_each_expert_once(family, world_size, ctx):
         owned = owned or [[] for _ in layers]
         assert experts.layers == layers
         for layer, held, own, placement in zip(
-            layers, owned, experts.shards, experts.placements, strict=True
+            layers, owned, experts.shards, experts.owners, strict=True
         ):
             assert own.layer is layer
             assert own.expert_ids == placement.chunks_on(rank)

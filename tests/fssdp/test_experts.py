@@ -69,9 +69,9 @@ class Side:
     ) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
             weights_R = self.weights()
-            y_RD, saved = kernel.forward(x_RD, weights_R, self.rows, self.shard, self.math)
+            y_RD, saved = kernel.forward(x_RD, weights_R, self.rows, [self.shard], self.math)
             return y_RD, *kernel.backward(
-                d_y_RD, x_RD, weights_R, saved, self.rows, self.shard, self.math
+                d_y_RD, x_RD, weights_R, saved, self.rows, [self.shard], self.math
             )
 
     def assert_equal(self, got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
@@ -176,9 +176,9 @@ def test_no_rows_at_all_give_none_and_gradients_of_zero(case):
     for grad in side.shard.grads.values():
         grad.fill_(7.0)
     with torch.no_grad():
-        y_RD, saved = kernel.forward(nothing, nothing[:, 0], rows, side.shard, side.math)
+        y_RD, saved = kernel.forward(nothing, nothing[:, 0], rows, [side.shard], side.math)
         d_x_RD, d_weights_R = kernel.backward(
-            nothing, nothing, nothing[:, 0], saved, rows, side.shard, side.math
+            nothing, nothing, nothing[:, 0], saved, rows, [side.shard], side.math
         )
     assert y_RD.shape == d_x_RD.shape == (0, 64)
     assert d_weights_R.shape == (0,)

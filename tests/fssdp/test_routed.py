@@ -17,6 +17,7 @@ from hecate.fssdp.routing import RouterConfig
 from hecate.mesh import ParallelContext
 from hecate.models.build import meta_model
 from hecate.models.families import find_moe_layers
+from hecate.planner.policies import ExpertParallel
 
 TOKENS = (5, 1, 0, 8)  # of each rank
 TOP_K = 2
@@ -55,6 +56,8 @@ def layer_on_rank(ctx: ParallelContext, family: str) -> dict[str, Any]:
         ctx,
         router=RouterConfig(balance_loss=0.0),
         dtype=torch.float64,
+        policy=ExpertParallel(),
+        rematerialize=False,
         compute_dtype=torch.float64,
         phase=phases,
     )
@@ -65,7 +68,7 @@ def layer_on_rank(ctx: ParallelContext, family: str) -> dict[str, Any]:
     x_TD, index_TK, weights_TK, d_y_TD = routing(ctx.rank, layer.num_experts)
     x_TD.requires_grad_()
     weights_TK.requires_grad_()
-    experts.begin_step()
+    experts.begin_step(0, 1)
     y_TD = model.get_submodule(layer.name)(x_TD, index_TK, weights_TK)
     y_TD.backward(d_y_TD)
     return {

@@ -116,12 +116,14 @@ def test_groups_carry_their_roles_and_only_vectors_escape_decay():
         assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.8, 0.7), 1e-5)
 
 
-def test_an_empty_shard_and_a_frozen_parameter_are_left_out():
-    parameters = named(mlp__experts__chunks=(0, 12), q=(4, 4), frozen=(4, 4))
+def test_empty_dense_shards_and_frozen_parameters_are_left_out_but_not_experts():
+    parameters = named(mlp__experts__chunks=(0, 12), q=(4, 4), o=(0, 4), frozen=(4, 4))
     parameters["frozen"].requires_grad_(False)
     optimizer = build_optimizer(OptimizerConfig(), parameters.items(), [])
-    assert [group["role"] for group in optimizer.param_groups] == ["matrix"]
-    assert [p is parameters["q"] for p in optimizer.param_groups[0]["params"]] == [True]
+    groups = {group["role"]: group["params"] for group in optimizer.param_groups}
+    assert sorted(groups) == ["expert", "matrix"]
+    assert [p is parameters["q"] for p in groups["matrix"]] == [True]
+    assert [p is parameters["mlp.experts.chunks"] for p in groups["expert"]] == [True]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

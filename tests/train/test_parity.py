@@ -10,9 +10,12 @@ import pytest
 import torch
 from ranks import run_ranks
 from reference import Batch, Outcome, WideFloats, train_reference
+from scripted import Restless
 from toy_models import toy_config
 
 from hecate.data import MicroBatch
+from hecate.fssdp.apply import even_placements
+from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
 from hecate.mesh import ParallelContext
 from hecate.models.build import ModelConfig
@@ -40,6 +43,8 @@ class Case:
     one_token: bool = False
     attention: str = "auto"
     tied: bool = False
+    restless: bool = False
+    rematerialize: bool = False
 
 
 def _sizes(case: Case) -> dict[str, Any]:
@@ -104,13 +109,18 @@ def train_on_rank(ctx: ParallelContext, case: Case) -> Outcome:
         ),
         optimizer=OptimizerConfig(learning_rate=case.learning_rate, weight_decay=0.1),
         schedule=ScheduleConfig(kind="constant"),
+        experts=ExpertsConfig(rematerialize=case.rematerialize),
         data={"sequence_tokens": ROW_TOKENS},
     )
     outcome = Outcome()
     wide = WideFloats() if case.dtype == "float64" else contextlib.nullcontext()
     with wide:
         trainer = build_trainer(
-            config, ctx, vocab_size=128, phase=lambda name: contextlib.nullcontext()
+            config,
+            ctx,
+            vocab_size=128,
+            phase=lambda name: contextlib.nullcontext(),
+            policy=Restless() if case.restless else None,
         )
         own = rows_of(ctx.rank, ctx.world_size, case.rows)
         lengths = tuple(length for row in own for length in document_lengths(row))
@@ -138,6 +148,9 @@ def train_on_rank(ctx: ParallelContext, case: Case) -> Outcome:
                 slots * trainer.model.config.num_experts_per_tok
             ] * len(trainer.layers)
     outcome.parameters = _parameters(trainer, ctx)
+    if case.restless and ctx.world_size > 1:
+        assert trainer.experts.owners != even_placements(trainer.layers, ctx.world_size)
+        assert trainer.experts.materializer.copies > 0
     return outcome
 
 
@@ -269,6 +282,31 @@ def test_fp64_steps_equal_the_reference(case: Case, world_size: int) -> None:
 def test_fp64_variants_equal_the_reference(case: Case, world_size: int) -> None:
     reference = reference_of(case)
     for outcome in run_ranks(train_on_rank, world_size, case):
+        assert_equal(outcome, reference, 1e-10, 1e-9)
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(BASE, id="qwen3_moe"),
+        pytest.param(replace(BASE, rematerialize=True), id="rematerialize"),
+        pytest.param(
+            replace(BASE, accumulation=3, checkpointing=True, rematerialize=True),
+            id="accumulate-checkpoint-rematerialize",
+        ),
+        pytest.param(
+            replace(BASE, family="gpt_oss", accumulation=3, checkpointing=True),
+            id="gpt_oss-accumulate-checkpoint",
+        ),
+        pytest.param(replace(BASE, experts=3), id="few-experts"),
+    ],
+)
+def test_steps_equal_the_reference_while_experts_are_copied_and_move(
+    case: Case, world_size: int
+) -> None:
+    reference = reference_of(case)
+    for outcome in run_ranks(train_on_rank, world_size, replace(case, restless=True)):
         assert_equal(outcome, reference, 1e-10, 1e-9)
 
 

@@ -1,0 +1,39 @@
+"""How experts are spread over ranks: the user's settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hecate.config import Config
+from hecate.planner.policies import FssdpConfig
+
+
+class CostsConfig(Config):
+    """What the planner reckons with; 0 means: measure it here once, and remember it.
+
+    ``slot_s``: seconds of one token's choice through one expert, forward and backward.
+    ``copy_s``: seconds that a copy of an expert adds to a step where nothing hides it.
+    ``free_copies``: copies that each rank can receive for a layer behind its attention.
+    ``slots_per_rank``: the most copies that a rank keeps of a layer.
+    """
+
+    slot_s: float = Field(default=0.0, ge=0)
+    copy_s: float = Field(default=0.0, ge=0)
+    free_copies: int = Field(default=0, ge=0)
+    slots_per_rank: int = Field(default=64, ge=0)
+
+
+class ExpertsConfig(Config):
+    """Which policy places experts, and what it may keep.
+
+    ``policy``: ``expert_parallel`` leaves each expert on its owner and tokens travel to it;
+    ``fssdp`` copies, for each step, the experts that the load calls for. ``rematerialize``: copies
+    of one layer at a time are kept, and gathered a second time for the backward pass.
+    """
+
+    policy: Literal["expert_parallel", "fssdp"] = "expert_parallel"
+    rematerialize: bool = False
+    fssdp: FssdpConfig = FssdpConfig()
+    costs: CostsConfig = CostsConfig()

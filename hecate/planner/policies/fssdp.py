@@ -1,0 +1,71 @@
+"""FSSDP: experts that the load calls for are copied for a step, owners follow slowly.
+
+2502.02581: sparse materialization every step (section 4.2) over heterogeneous sharding that is
+looked at every ``reshard_every`` steps (section 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from collectives.placement import Placement
+from hecate.config import Config
+from hecate.planner.copies import StepCosts, choose_copies
+from hecate.planner.load import Counts, LoadWindow
+from hecate.planner.owners import imbalance, swap_owners
+from hecate.planner.quotas import Rule, route
+
+
+class FssdpConfig(Config):
+    """``reshard_every``: steps between two looks at who owns what; 0 leaves owners as they are.
+
+    ``reshard_at``: the least imbalance over owners, max over mean of the window, at which a layer's
+    owners change. ``dispatch``: how slots are dealt to the holders of an expert.
+    """
+
+    reshard_every: int = Field(default=10, ge=0)
+    reshard_at: float = Field(default=1.1, ge=1)
+    dispatch: Rule = "weighted"
+
+
+MOST_SWAPS = 8
+
+
+class Fssdp:
+    """``Policy`` of the paper, with copies that must pay for themselves."""
+
+    name = "fssdp"
+
+    def __init__(self, config: FssdpConfig, costs: StepCosts, node_of_rank: Sequence[int]) -> None:
+        self._config, self._costs, self._node_of_rank = config, costs, tuple(node_of_rank)
+
+    def plan(
+        self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
+    ) -> tuple[Placement, ...]:
+        if not loads.has_history:
+            return owners
+        predicted_YE = loads.predict()
+        return tuple(
+            choose_copies(loads_E[: own.num_chunks], own, self._costs)
+            for loads_E, own in zip(predicted_YE, owners, strict=True)
+        )
+
+    def new_owners(
+        self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
+    ) -> tuple[Placement, ...]:
+        every = self._config.reshard_every
+        if not every or (step + 1) % every or not loads.has_history:
+            return owners
+        predicted_YE = loads.predict()
+        result = []
+        for loads_E, own in zip(predicted_YE, owners, strict=True):
+            loads_E = loads_E[: own.num_chunks]
+            uneven = imbalance(loads_E, own) > self._config.reshard_at
+            result.append(swap_owners(loads_E, own, most_swaps=MOST_SWAPS) if uneven else own)
+        changed = any(new is not old for new, old in zip(result, owners, strict=True))
+        return tuple(result) if changed else owners
+
+    def route(self, counts_WE: Counts, placement: Placement) -> Counts:
+        return route(counts_WE, placement, self._node_of_rank, rule=self._config.dispatch)

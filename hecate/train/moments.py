@@ -1,0 +1,20 @@
+"""What AdamW keeps of a parameter, there from the first time anyone asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    """The optimizer's own state of one parameter: ``step`` and ``MOMENTS``, zeros if new."""
+    moments: dict[str, Any] = optimizer.state[parameter]
+    if not moments:
+        moments["step"] = torch.zeros((), dtype=torch.float32)
+        for moment in MOMENTS:
+            moments[moment] = torch.zeros_like(parameter.detach())
+    return moments

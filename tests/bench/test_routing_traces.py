@@ -1,0 +1,67 @@
+"""Routings with prescribed loads: counts by hand, and no token that chooses an expert twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hecate.bench.routing_traces import (
+    choices_of,
+    counts_of,
+    hot_rank,
+    one_hot,
+    some_idle,
+    synthetic_traces,
+)
+
+
+def test_a_hot_rank_by_hand():
+    # of 4 experts on 2 ranks, rank 1's two share 95 % of the slots: 1.9 times the mean
+    assert hot_rank(4, 2, 1, 1.9) == pytest.approx([0.025, 0.025, 0.475, 0.475])
+    assert hot_rank(4, 2, 0, 1.0) == pytest.approx([0.25] * 4)
+    with pytest.raises(ValueError, match=r"imbalance of 2\.5 over 2 ranks"):
+        hot_rank(4, 2, 0, 2.5)
+
+
+def test_one_hot_and_idle_experts_by_hand():
+    assert one_hot(5, 2, 0.96) == pytest.approx([0.01, 0.01, 0.96, 0.01, 0.01])
+    assert some_idle(4, 2) == pytest.approx([0, 0, 0.5, 0.5])
+
+
+def test_counts_by_hand():
+    assert counts_of(np.array([0.5, 0.3, 0.2]), 5, 1).tolist() == [3, 1, 1]  # 2.5, 1.5, 1.0
+    # expert 0 wants 16 of 20 slots, but 10 tokens choose it once each; the rest is shared 1 : 1
+    assert counts_of(np.array([0.8, 0.1, 0.1]), 10, 2).tolist() == [10, 5, 5]
+    assert counts_of(np.array([1.0, 0.0]), 3, 2).tolist() == [3, 3]
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_choices_have_their_counts(data):
+    num_experts = data.draw(st.integers(2, 8))
+    top_k = data.draw(st.integers(1, min(3, num_experts)))
+    tokens = data.draw(st.integers(1, 20))
+    weights = data.draw(
+        st.lists(st.integers(0, 9), min_size=num_experts, max_size=num_experts).filter(any)
+    )
+    shares_E = np.array(weights) / sum(weights)
+    counts_E = counts_of(shares_E, tokens, top_k)
+    assert counts_E.sum() == tokens * top_k
+    assert counts_E.max() <= tokens
+    choices_TK = choices_of(counts_E, top_k, seed=3)
+    assert choices_TK.shape == (tokens, top_k)
+    assert np.bincount(choices_TK.flatten(), minlength=num_experts).tolist() == counts_E.tolist()
+    assert all(len(set(row)) == top_k for row in choices_TK.tolist())
+
+
+def test_every_trace_shares_out_everything_and_moves_as_it_says():
+    for trace in synthetic_traces(16, 2, 2):
+        shares = [trace.shares(step, 1) for step in range(40)]
+        for shares_E in shares:
+            assert shares_E.shape == (16,)
+            assert shares_E.sum() == pytest.approx(1)
+            assert shares_E.min() >= 0
+        moves = any(not np.array_equal(shares[0], later) for later in shares)
+        assert moves == (trace.name in ("rotating", "burst"))

@@ -1,0 +1,151 @@
+"""Replicas over real ranks: the layers give what they give in one process, whoever computes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from scripted import Scripted
+from toy_models import toy_config, toy_model
+
+from hecate.fssdp.apply import release_experts, shard_experts
+from hecate.fssdp.routing import RouterConfig
+from hecate.mesh import ParallelContext
+from hecate.models.build import meta_model
+from hecate.models.families import find_moe_layers
+
+TOKENS = (5, 1, 0, 8)
+TOP_K = 2
+FAMILY = "qwen3_moe"
+EVERYWHERE = {e: (0, 1, 2, 3) for e in range(16)}
+SCRIPTS: dict[str, list[dict[int, tuple[int, ...]]]] = {
+    "none": [{}, {}],
+    "a hot expert on every rank": [{0: (0, 1, 2, 3)}, {3: (0, 1, 2, 3)}],
+    "copies on one rank": [{0: (1,), 2: (1,)}, {1: (0,), 2: (1,), 5: (2,)}],
+    "only in the first layer": [{0: (1,), 3: (0, 1)}, {}],
+    "everything everywhere": [EVERYWHERE, EVERYWHERE],
+}
+
+
+def micro_batches(rank: int, num_experts: int, count: int) -> list[tuple[torch.Tensor, ...]]:
+    """Hidden states, choices, weights and output gradient; expert 1 is never chosen."""
+    generator = torch.Generator().manual_seed(rank)
+    batches = []
+    for _ in range(count):
+        tokens = TOKENS[rank]
+        x_TD, d_y_TD = (
+            torch.randn(tokens, 64, generator=generator, dtype=torch.float64) for _ in range(2)
+        )
+        score_TE = torch.rand(tokens, num_experts, generator=generator)
+        score_TE[:, 1] = -1
+        weights_TK = torch.rand(tokens, TOP_K, generator=generator, dtype=torch.float64)
+        batches.append((x_TD, score_TE.topk(TOP_K).indices, weights_TK, d_y_TD))
+    return batches
+
+
+def two_layers(
+    ctx: ParallelContext, script: str, rule: str, rematerialize: bool, count: int, steps: int
+) -> dict[str, Any]:
+    """Two experts modules in a row, ``steps`` times; the last step's results."""
+    model, source = meta_model(toy_config(FAMILY)), toy_model(FAMILY, dtype=torch.float64)
+    layers = find_moe_layers(model)
+    release_experts(model, layers)
+    experts = shard_experts(
+        model,
+        layers,
+        ctx,
+        router=RouterConfig(balance_loss=0.0),
+        policy=Scripted(SCRIPTS[script], rule),
+        rematerialize=rematerialize,
+        dtype=torch.float64,
+        compute_dtype=torch.float64,
+        phase=lambda name: contextlib.nullcontext(),
+    )
+    for shard in experts.shards:
+        weights = dict(source.get_submodule(shard.layer.name).named_parameters())
+        for e in shard.expert_ids:
+            shard.write(e, {name: w.detach()[e] for name, w in weights.items()})
+    experts.refresh()
+    modules = [model.get_submodule(layer.name) for layer in layers]
+    for step in range(steps):
+        results = []
+        experts.begin_step(step, count)
+        batches = micro_batches(ctx.rank, layers[0].num_experts, count)
+        for number, (x_TD, index_TK, weights_TK, d_y_TD) in enumerate(batches):
+            experts.begin_micro_batch(last=number == count - 1)
+            x_TD.requires_grad_()
+            y_TD = modules[1](modules[0](x_TD, index_TK, weights_TK), index_TK, weights_TK)
+            y_TD.backward(d_y_TD)
+            results.append((y_TD.detach(), x_TD.grad))
+        experts.finish_backward()
+    return {
+        "results": results,
+        "experts": [
+            {e: shard.grad_row(e).clone() for e in shard.expert_ids} for shard in experts.shards
+        ],
+        "slot_bytes": experts.materializer.slot_bytes,
+    }
+
+
+def in_one_process(world_size: int, count: int) -> tuple[list[Any], list[torch.Tensor]]:
+    model = toy_model(FAMILY, dtype=torch.float64)
+    model.set_experts_implementation("eager")
+    modules = [model.get_submodule(layer.name) for layer in find_moe_layers(model)]
+    num_experts = find_moe_layers(model)[0].num_experts
+    results = []
+    for rank in range(world_size):
+        of_rank = []
+        for x_TD, index_TK, weights_TK, d_y_TD in micro_batches(rank, num_experts, count):
+            if len(x_TD) == 0:  # nothing to do, and eager experts give no graph
+                of_rank.append((x_TD, x_TD))
+                continue
+            x_TD.requires_grad_()
+            y_TD = modules[1](modules[0](x_TD, index_TK, weights_TK), index_TK, weights_TK)
+            y_TD.backward(d_y_TD)
+            of_rank.append((y_TD.detach(), x_TD.grad))
+        results.append(of_rank)
+    return results, [
+        torch.cat([p.grad.flatten(1) for p in module.parameters()], 1) for module in modules
+    ]
+
+
+def assert_as_in_one_process(outcomes: list[dict[str, Any]], count: int) -> None:
+    results, gradients = in_one_process(len(outcomes), count)
+    for outcome, expected in zip(outcomes, results, strict=True):
+        for got, wanted in zip(outcome["results"], expected, strict=True):
+            for ours, theirs in zip(got, wanted, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    for layer, expected_EC in enumerate(gradients):
+        held = {e: row for outcome in outcomes for e, row in outcome["experts"][layer].items()}
+        assert sorted(held) == list(range(len(expected_EC)))
+        for e, row in held.items():
+            torch.testing.assert_close(row, expected_EC[e], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("rule", ["even", "weighted"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_replicas_change_nothing_but_who_computes(script, rule):
+    outcomes = run_ranks(two_layers, 4, script, rule, False, 1, 2)
+    assert_as_in_one_process(outcomes, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("rematerialize", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_micro_batches_and_rematerialization(world_size, rematerialize, count):
+    script = "copies on one rank"
+    outcomes = run_ranks(two_layers, world_size, script, "weighted", rematerialize, count, 2)
+    assert_as_in_one_process(outcomes, count)
+
+
+def test_one_layer_of_weights_and_one_of_gradients_with_rematerialization():
+    """Everything everywhere at 2 ranks: copies of half of the experts, two layers."""
+    layers = find_moe_layers(meta_model(toy_config(FAMILY)))
+    half_bytes = layers[0].num_experts // 2 * layers[0].layout.numel * 8
+    for rematerialize, buffers in ((False, 2 + 1), (True, 1 + 1)):
+        script = "everything everywhere"
+        outcomes = run_ranks(two_layers, 2, script, "even", rematerialize, 1, 1)
+        assert [o["slot_bytes"] for o in outcomes] == [buffers * half_bytes] * 2
