@@ -12,9 +12,11 @@ from pydantic import Field
 
 from collectives.placement import Placement
 from hecate.config import Config
+from hecate.planner.calibration import calibrate
 from hecate.planner.copies import StepCosts, choose_copies
 from hecate.planner.load import Counts, LoadWindow
 from hecate.planner.owners import imbalance, swap_owners
+from hecate.planner.policies.protocol import Policy
 from hecate.planner.quotas import Rule, route
 
 
@@ -28,28 +30,47 @@ class FssdpConfig(Config):
     reshard_every: int = Field(default=10, ge=0)
     reshard_at: float = Field(default=1.1, ge=1)
     dispatch: Rule = "weighted"
+    calibrate: bool = False
 
 
 MOST_SWAPS = 8
 
 
-class Fssdp:
-    """``Policy`` of the paper, with copies that must pay for themselves."""
+class Fssdp(Policy):
+    """The policy of the paper, with copies that must pay for themselves."""
 
     name = "fssdp"
 
     def __init__(self, config: FssdpConfig, costs: StepCosts, node_of_rank: Sequence[int]) -> None:
         self._config, self._costs, self._node_of_rank = config, costs, tuple(node_of_rank)
+        self._owners: tuple[Placement, ...] = ()
 
     def plan(
         self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
     ) -> tuple[Placement, ...]:
+        self._owners = owners
         if not loads.has_history:
             return owners
         predicted_YE = loads.predict()
         return tuple(
             choose_copies(loads_E[: own.num_chunks], own, self._costs)
             for loads_E, own in zip(predicted_YE, owners, strict=True)
+        )
+
+    def after_gate(self, layer: int, counts_WE: Counts, placement: Placement) -> Placement:
+        if not self._config.calibrate:
+            return placement
+        own = self._owners[layer]
+        ranks = range(placement.world_size)
+        copies_W = [len(placement.chunks_on(r)) - len(own.chunks_on(r)) for r in ranks]
+        return calibrate(
+            counts_WE,
+            placement,
+            self._node_of_rank,
+            slots_left_W=[self._costs.slots_per_rank - copies for copies in copies_W],
+            slot_s=self._costs.slot_s,
+            copy_s=self._costs.copy_s,
+            rule=self._config.dispatch,
         )
 
     def new_owners(

@@ -12,18 +12,27 @@ class Policy(Protocol):
     """Says who owns, who copies and who computes; the same on all ranks, from the same numbers.
 
     ``plan``: what each layer's experts are copied to for the coming step, by the loads of the steps
-    before. ``new_owners``: who owns each layer's experts from the next step on; the same tuple
-    where nobody moves. ``route``: whose slots who computes, ``[W, E]`` counts to ``[W, E, W]``.
+    before. ``after_gate``: who holds a layer's experts once its counts ``[W, E]`` are known, which
+    may add copies; the same object where it adds none. ``new_owners``: who owns each layer's
+    experts from the next step on; the same tuple where nobody moves. ``route``: whose slots who
+    computes, ``[W, E]`` counts to ``[W, E, W]``. ``exact``: whether training under it computes
+    what one process would. A policy that inherits leaves to these methods what it does not do.
     """
 
     name: str
+    exact: bool = True
 
     def plan(
         self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
-    ) -> tuple[Placement, ...]: ...
+    ) -> tuple[Placement, ...]:
+        return owners
+
+    def after_gate(self, layer: int, counts_WE: Counts, placement: Placement) -> Placement:
+        return placement
 
     def new_owners(
         self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
-    ) -> tuple[Placement, ...]: ...
+    ) -> tuple[Placement, ...]:
+        return owners
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts: ...
