@@ -41,6 +41,10 @@ PURE = frozenset(
         "collectives.schedule",
         "collectives.topology",
         "hecate.planner",
+        "hecate.planner.calibration",
+        "hecate.planner.load",
+        "hecate.planner.quotas",
+        "hecate.planner.sharding",
     }
 )
 IMPURE = frozenset(

@@ -7,6 +7,8 @@
 | costs.py | decides | loads, owners, copies -> predicted seconds |
 | copies.py | decides | loads, owners, costs -> the copies of a step |
 | owners.py | decides | loads, owners -> new owners |
+| sharding.py | decides | loads, owners -> owners of all layers, by Algorithm 2 or by swaps |
+| calibration.py | decides | counts after the gate, who holds what -> further copies |
 | quotas.py | decides | counts, who holds what -> slots for each computing rank |
 | policies/ | decides | loads, owners -> all of the above, one strategy a file |
 """

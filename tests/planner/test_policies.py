@@ -160,6 +160,24 @@ def test_fsdp_gathers_everything_and_keeps_every_slot_at_home():
     assert quotas_WEW[0, :, 1].tolist() == quotas_WEW[1, :, 0].tolist() == [0, 0, 0]
 
 
+def test_fssdp_deals_by_the_paper_where_it_is_asked_to():
+    # layer 0 has an expert of 60 of 90 slots, which takes a rank of its own; layer 1 is even and
+    # has one expert less
+    owners = (Placement.even(4, 2), Placement.from_owners([0, 0, 1], 2))
+    loads = window([[60, 10, 10, 10], [5, 5, 5, 0]])
+    config = FssdpConfig(sharding="paper", reshard_every=5)
+    policy = Fssdp(config, COSTS, [0, 0])
+    assert policy.new_owners(3, loads, owners) is owners
+    moved = policy.new_owners(4, loads, owners)
+    assert busiest(policy, [[60, 10, 10, 10], [0, 0, 0, 0]], moved[0]) == 60
+    assert sorted(map(len, map(moved[0].chunks_on, (0, 1)))) == [1, 3]
+    owned = [sum(len(each.chunks_on(rank)) for each in moved) for rank in (0, 1)]
+    assert sorted(owned) == [3, 4]
+    # the layer's 70 become 60, which 5 steps of it must earn: 50 slots for 2 moves and more
+    dear = Fssdp(config.model_copy(update={"slots_per_move": 50.0}), COSTS, [0, 0])
+    assert dear.new_owners(4, loads, owners) is owners
+
+
 def test_calibration_is_off_unless_asked_for():
     owners = (Placement.even(2, 2),)
     counts_WE = np.array([[20, 1], [20, 1]])

@@ -7,28 +7,35 @@ looked at every ``reshard_every`` steps (section 4.3).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from collectives.placement import Placement
 from hecate.config import Config
 from hecate.planner.calibration import calibrate
 from hecate.planner.copies import StepCosts, choose_copies
-from hecate.planner.load import Counts, LoadWindow
+from hecate.planner.load import Counts, Loads, LoadWindow
 from hecate.planner.owners import imbalance, swap_owners
 from hecate.planner.policies.protocol import Policy
 from hecate.planner.quotas import Rule, route
+from hecate.planner.sharding import shard_by_load
 
 
 class FssdpConfig(Config):
     """``reshard_every``: steps between two looks at who owns what; 0 leaves owners as they are.
 
     ``reshard_at``: the least imbalance over owners, max over mean of the window, at which a layer's
-    owners change. ``dispatch``: how slots are dealt to the holders of an expert.
+    owners change. ``sharding``: ``swaps`` between ranks of one layer, or by the paper's Algorithm 2
+    over all layers, whose moves must gain more slots of the busiest ranks until the next look than
+    ``slots_per_move`` for each expert. ``dispatch``: how slots are dealt to an expert's holders.
     """
 
     reshard_every: int = Field(default=10, ge=0)
     reshard_at: float = Field(default=1.1, ge=1)
+    sharding: Literal["swaps", "paper"] = "swaps"
+    slots_per_move: float = Field(default=0.0, ge=0)
     dispatch: Rule = "weighted"
     calibrate: bool = False
 
@@ -80,6 +87,8 @@ class Fssdp(Policy):
         if not every or (step + 1) % every or not loads.has_history:
             return owners
         predicted_YE = loads.predict()
+        if self._config.sharding == "paper":
+            return self._dealt(predicted_YE, owners)
         result = []
         for loads_E, own in zip(predicted_YE, owners, strict=True):
             loads_E = loads_E[: own.num_chunks]
@@ -87,6 +96,25 @@ class Fssdp(Policy):
             result.append(swap_owners(loads_E, own, most_swaps=MOST_SWAPS) if uneven else own)
         changed = any(new is not old for new, old in zip(result, owners, strict=True))
         return tuple(result) if changed else owners
+
+    def _dealt(self, predicted_YE: Loads, owners: tuple[Placement, ...]) -> tuple[Placement, ...]:
+        """Algorithm 2, whose copied-anyway experts are those that attention hides."""
+        old_YE = np.full(predicted_YE.shape, -1, dtype=np.int32)
+        for layer, own in enumerate(owners):
+            old_YE[layer, : own.num_chunks] = own.owners
+        new_YE = shard_by_load(
+            predicted_YE,
+            old_YE,
+            self._node_of_rank,
+            overlap_experts=self._costs.free_copies,
+            move_slots=self._config.slots_per_move / self._config.reshard_every,
+        )
+        if new_YE is old_YE:
+            return owners
+        rows = zip(new_YE.tolist(), owners, strict=True)
+        return tuple(
+            Placement.from_owners(row[: own.num_chunks], own.world_size) for row, own in rows
+        )
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
         return route(counts_WE, placement, self._node_of_rank, rule=self._config.dispatch)
