@@ -5,6 +5,7 @@
 | report.py | | what a benchmark is asked and answers; its table and its JSON |
 | machine.py | executes | the machine, the packages, the commit of a measurement |
 | train.py | executes | this trainer and its peers, all models and layouts -> a report |
+| planner.py | executes | the planner's rules, on loads made up -> a report |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
 | routing_traces.py | decides | loads to replay -> routings that have them |
@@ -18,10 +19,14 @@
 from collections.abc import Callable
 
 from hecate.bench.machine import machine_facts, source_commit
+from hecate.bench.planner import bench_planner
 from hecate.bench.report import BenchOptions, Report, document, render, write_json
 from hecate.bench.train import bench_train
 
-BENCHES: dict[str, Callable[[BenchOptions], Report]] = {"train": bench_train}
+BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
+    "train": bench_train,
+    "planner": bench_planner,
+}
 
 __all__ = [
     "BENCHES",

@@ -5,6 +5,9 @@
 | load.py | decides | counts of the last steps -> the coming step's loads |
 | plan.py | decides | owners, copies -> who holds what in a step, as one value |
 | costs.py | decides | loads, owners, copies -> predicted seconds |
+| materialization.py | decides | loads, owners, budgets -> copies, by load or by predicted time |
+| spreading.py | decides | how many copies of each expert -> on which ranks |
+| worthwhile.py | decides | one layer's loads -> copies one by one while they pay |
 | copies.py | decides | loads, owners, costs -> the copies of a step |
 | owners.py | decides | loads, owners -> new owners |
 | sharding.py | decides | loads, owners -> owners of all layers, by Algorithm 2 or by swaps |
@@ -22,6 +25,7 @@ from hecate.planner.costs import (
     rank_loads,
 )
 from hecate.planner.load import Counts, Loads, LoadWindow
+from hecate.planner.materialization import materialize_by_load, materialize_by_time
 from hecate.planner.plan import Plan, Replicas, replicas_to_placements
 
 __all__ = [
@@ -32,6 +36,8 @@ __all__ = [
     "Replicas",
     "StepCosts",
     "exposed_s",
+    "materialize_by_load",
+    "materialize_by_time",
     "overlap_experts",
     "predicted_layer_s",
     "predicted_step_s",

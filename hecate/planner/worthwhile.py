@@ -1,0 +1,123 @@
+"""Copies one by one, each from the busiest rank, as long as the layer gets faster. Pure.
+
+For worlds of few ranks: plain numbers beat arrays there, and the search looks at every rank.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from collectives.topology import Topology
+from hecate.planner.costs import StepCosts
+
+Copy = tuple[int, int]  # expert, rank
+
+
+class LayerSearch:
+    """One layer: who computes how much, what travels, and the fastest point reached."""
+
+    def __init__(
+        self,
+        loads_E: Sequence[float],
+        owners_E: Sequence[int],
+        topology: Topology,
+        costs: StepCosts,
+        *,
+        slots_per_rank: int,
+        send_budget: int,
+        overlap_experts: int,
+    ) -> None:
+        world_size = topology.world_size
+        self._topology, self._costs, self._owners_E = topology, costs, owners_E
+        self._slots, self._sends, self._most = slots_per_rank, send_budget, overlap_experts
+        self._parts: list[dict[int, float]] = [{} for _ in range(world_size)]
+        self._loads_W = [0.0] * world_size
+        for expert, (load, owner) in enumerate(zip(loads_E, owners_E, strict=True)):
+            self._parts[owner][expert] = load
+            self._loads_W[owner] += load
+        self._copies: list[Copy] = []
+        self._held: set[Copy] = set()
+        self._taken_W = [0] * world_size
+        self._sent_W = [0] * world_size
+        self._relays: dict[Copy, int] = {}
+        self._in_N, self._out_N = Counter[int](), Counter[int]()
+
+    def run(self) -> list[Copy]:
+        """The copies up to the point at which the layer is predicted to be fastest."""
+        best_s, best = self._seconds(), 0
+        while self._add_one():
+            now_s = self._seconds()
+            if now_s < best_s:
+                best_s, best = now_s, len(self._copies)
+        return self._copies[:best]
+
+    def _seconds(self) -> float:
+        costs, total_s = self._costs, max(self._loads_W) * self._costs.slot_s
+        if not self._copies:
+            return total_s
+        rank = max(*self._taken_W, *self._sent_W)
+        node = max((*self._in_N.values(), *self._out_N.values()), default=0)
+        inside = self._topology.inside.bandwidth_bytes_per_s
+        across = self._topology.across.bandwidth_bytes_per_s
+        for num_bytes, hidden_s in (
+            (costs.gather_bytes, costs.hidden_gather_s),
+            (costs.reduce_bytes, costs.hidden_reduce_s),
+        ):
+            taken_s = max(rank * num_bytes / inside, node * num_bytes / across) + costs.launch_s
+            total_s += max(0.0, taken_s - hidden_s)
+        return total_s
+
+    def _add_one(self) -> bool:
+        """Relieve the busiest rank by one copy, on the least busy rank that can take one."""
+        loads_W = self._loads_W
+        source = max(range(len(loads_W)), key=lambda rank: (loads_W[rank], -rank))
+        for target in sorted(range(len(loads_W)), key=lambda rank: (loads_W[rank], rank)):
+            surplus = (loads_W[source] - loads_W[target]) / 2
+            if surplus <= 0:
+                return False
+            if self._taken_W[target] < self._slots:
+                found = self._expert_for(source, target, surplus)
+                if found >= 0:
+                    self._move(found, source, target, surplus)
+                    return True
+        return False
+
+    def _expert_for(self, source: int, target: int, surplus: float) -> int:
+        """The smallest part that covers the surplus, or else the largest; -1 where none may go."""
+        node = self._topology.node_of_rank
+        travelling = {expert for expert, _ in self._copies}
+        best, best_key = -1, (2, 0.0, 0)
+        for expert, part in self._parts[source].items():
+            owner = self._owners_E[expert]
+            if part <= 0 or target == owner or (expert, target) in self._held:
+                continue
+            if expert not in travelling and len(travelling) >= self._most:
+                continue
+            crosses = node[owner] != node[target] and (expert, node[target]) not in self._relays
+            if crosses and self._out_N[node[owner]] >= self._sends:
+                continue
+            key = (0, part, expert) if part >= surplus else (1, -part, expert)
+            if key < best_key:
+                best, best_key = expert, key
+        return best
+
+    def _move(self, expert: int, source: int, target: int, surplus: float) -> None:
+        part = self._parts[source][expert]
+        amount = min(part, surplus)
+        self._parts[source][expert] = part - amount
+        self._parts[target][expert] = amount
+        self._loads_W[source] -= amount
+        self._loads_W[target] += amount
+        self._copies.append((expert, target))
+        self._held.add((expert, target))
+        self._taken_W[target] += 1
+        owner, node = self._owners_E[expert], self._topology.node_of_rank
+        giver = owner
+        if node[owner] != node[target]:
+            giver = self._relays.get((expert, node[target]), owner)
+            if giver == owner:
+                self._relays[expert, node[target]] = target
+                self._in_N[node[target]] += 1
+                self._out_N[node[owner]] += 1
+        self._sent_W[giver] += 1
