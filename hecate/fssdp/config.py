@@ -33,7 +33,7 @@ class ExpertsConfig(Config):
     of one layer at a time are kept, and gathered a second time for the backward pass.
     """
 
-    policy: Literal["expert_parallel", "fssdp"] = "expert_parallel"
+    policy: Literal["expert_parallel", "fssdp"] = "fssdp"
     rematerialize: bool = False
     fssdp: FssdpConfig = FssdpConfig()
     costs: CostsConfig = CostsConfig()

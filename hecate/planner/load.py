@@ -46,4 +46,5 @@ class LoadWindow:
         return self._steps_wYE.copy()
 
     def restore(self, steps_wYE: Counts) -> None:
-        self._steps_wYE = np.asarray(steps_wYE, dtype=np.int64)[-self._window :]
+        shape = (-1, *self._steps_wYE.shape[1:])
+        self._steps_wYE = np.asarray(steps_wYE, dtype=np.int64).reshape(shape)[-self._window :]

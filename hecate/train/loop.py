@@ -24,6 +24,7 @@ from hecate.train.metrics import (
     model_flops,
     perplexity,
 )
+from hecate.train.reshard import placement_state
 from hecate.train.state import model_state, optimizer_state, rng_state
 from hecate.train.step import StepResult
 
@@ -154,6 +155,7 @@ class TrainingLoop:
             "config": self._config.model_dump(mode="json"),
             "hf_config": self._trainer.model.config.to_dict(),
             "data": self._stream.state_dict(),
+            "experts": placement_state(self._trainer.experts),
             "layers": [
                 {
                     "name": layer.name,

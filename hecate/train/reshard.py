@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from collectives.placement import Placement
@@ -35,3 +37,29 @@ def reshard_experts(
         shard.adopt(own.after.chunks_on(ctx.rank), masters_eC)
         moments_of(optimizer, shard.parameter).update(zip(MOMENTS, moments_eC, strict=True))
         experts.set_owners(index, own.after)
+
+
+def placement_state(experts: ShardedExperts) -> dict[str, Any]:
+    """Who owns what, and the loads that the next steps are planned from; for a checkpoint."""
+    return {
+        "owners": [list(own.owners) for own in experts.owners],
+        "loads": experts.loads.state().tolist(),
+    }
+
+
+def restore_placement(
+    state: Mapping[str, Any],
+    experts: ShardedExperts,
+    optimizer: torch.optim.Optimizer,
+    ctx: ParallelContext,
+    *,
+    same_world: bool,
+) -> None:
+    """Take up what ``placement_state`` said, before the experts themselves are loaded.
+
+    At another world size owners stay as they are now: even. Collective over all ranks.
+    """
+    experts.loads.restore(np.array(state["loads"], dtype=np.int64))
+    if same_world:
+        owners = tuple(Placement.from_owners(own, ctx.world_size) for own in state["owners"])
+        reshard_experts(experts, owners, optimizer, ctx)

@@ -43,6 +43,7 @@ from hecate.train.logging import Run, open_sinks
 from hecate.train.loop import TrainingLoop
 from hecate.train.metrics import PhaseClock
 from hecate.train.peak import measure_peak_flops
+from hecate.train.reshard import restore_placement
 from hecate.train.state import (
     model_state,
     optimizer_state,
@@ -207,8 +208,13 @@ def _resume(
                 fix="raise train.steps",
             )
         stream.load_state_dict(meta["data"])
-    state = model_state(trainer) | optimizer_state(trainer)
     same_world = meta["world_size"] == ctx.world_size
+    saved = [layer["num_experts"] for layer in meta["layers"]]
+    if saved == [layer.num_experts for layer in trainer.layers]:  # else the load says what is wrong
+        restore_placement(
+            meta["experts"], trainer.experts, trainer.optimizer, ctx, same_world=same_world
+        )
+    state = model_state(trainer) | optimizer_state(trainer)
     random = rng_state(ctx.rank) if same_world else {}
     store.load(path, state | random)
     if same_world:

@@ -25,6 +25,13 @@ STOP, STEPS = 3, 9
 LAST = f"step-{STEPS:08d}"
 
 
+# Copies cost next to nothing and owners are looked at every other step, so that experts move.
+RESTLESS = {
+    "fssdp": {"reshard_every": 2, "reshard_at": 1.0},
+    "costs": {"slot_s": 1.0, "copy_s": 1e-9},
+}
+
+
 @dataclass(frozen=True)
 class Case:
     family: str = "qwen3_moe"
@@ -32,6 +39,12 @@ class Case:
     bias_update_rate: float = 0.0
     accumulation: int = 1
     dropout: float = 0.0
+    restless: bool = False
+
+    @property
+    def name(self) -> str:
+        moves = "restless" if self.restless else "calm"
+        return f"{self.family}-{self.dtype}-{self.dropout}-{moves}"
 
     def config(self, folder: Path, name: str) -> RunConfig:
         sizes = toy_config(self.family).to_diff_dict()
@@ -54,6 +67,7 @@ class Case:
                 "sequence_tokens": 24,
                 "tokenizer": {"vocab_size": 280},
             },
+            experts=RESTLESS if self.restless else {},
             router={"balance_loss": 0.01, "bias_update_rate": self.bias_update_rate},
             train={
                 "steps": STEPS,
@@ -129,11 +143,13 @@ BIASED = Case(family="deepseek_v3", bias_update_rate=0.01, accumulation=2)
         pytest.param(BIASED, 2, id="deepseek_v3-bias-2"),
         pytest.param(Case(dtype="bfloat16"), 2, id="bfloat16-2"),
         pytest.param(Case(dropout=0.2), 2, id="dropout-2"),
+        pytest.param(Case(restless=True), 2, id="restless-2"),
+        pytest.param(Case(restless=True), 3, id="restless-3"),
     ],
 )
 def test_an_equal_world_goes_on_bit_for_bit(runs: Runs, case: Case, world_size: int) -> None:
     straight = runs.straight(case, world_size)
-    resumed = runs.stopped(case, world_size, f"{case.family}-{case.dtype}-{case.dropout}-equal")
+    resumed = runs.stopped(case, world_size, f"{case.name}-equal")
     run_ranks(train_on_rank, world_size, case.config(runs.folder, resumed.name), "auto")
     assert numbers(resumed) == numbers(straight)
     assert [line["step"] for line in numbers(resumed)] == list(range(1, STEPS + 1))
@@ -156,6 +172,7 @@ def test_an_equal_world_goes_on_bit_for_bit(runs: Runs, case: Case, world_size: 
         pytest.param(Case(dtype="float64"), 1, 1e-9, id="fp64-1"),
         pytest.param(Case(dtype="float64"), 3, 1e-9, id="fp64-3"),
         pytest.param(Case(dtype="float64"), 4, 1e-9, id="fp64-4"),
+        pytest.param(Case(dtype="float64", restless=True), 3, 1e-9, id="fp64-restless-3"),
         pytest.param(BIASED, 3, 1e-4, id="fp32-bias-3"),
     ],
 )
@@ -163,7 +180,7 @@ def test_another_world_goes_on_within_rounding(
     runs: Runs, case: Case, world_size: int, tolerance: float
 ) -> None:
     straight = runs.straight(case, 2)
-    name = f"{case.dtype}-to-{world_size}"
+    name = f"{case.name}-to-{world_size}"
     source = straight / "checkpoints" / f"step-{STOP:08d}"
     run_ranks(train_on_rank, world_size, case.config(runs.folder, name), str(source))
     resumed = straight.parent / name

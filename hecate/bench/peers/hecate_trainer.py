@@ -28,7 +28,9 @@ def train(job: Job, ctx: ParallelContext, turns: Turns) -> None:
         phase=lambda name: nullcontext(),
     )
     batches = read_batches(job.batches, ctx.rank, ctx.world_size)
-    turns.ready(attention=trainer.model.config._attn_implementation, experts="expert parallel")
+    turns.ready(
+        attention=trainer.model.config._attn_implementation, experts=trainer.experts.policy.name
+    )
     for step, rows in enumerate(batches):
         result = trainer.step.run(step, [_micro_batch(rows)])
         turns.step_done(result.loss / ctx.world_size)
