@@ -120,19 +120,20 @@ class _Spreading:
         self._rank_bits = (len(nodes.node_W) - 1).bit_length()
         self._expert_bits = (owners_YE.shape[1] - 1).bit_length()
         bits = self._rank_bits + self._expert_bits + (num_layers - 1).bit_length()
-        self._code_type = np.int32 if bits < 32 else np.int64
+        self._code_type = np.int32 if bits < 31 else np.int64
         self._slot_of_node = np.tile(np.arange(num_nodes) * nodes.width, num_layers)
         self._rank_of_slot = nodes.rank_NG.ravel().astype(self._code_type)
-        self._found: list[Keys] = []
+        most = max(1, int(turns.copies.sum(1).max()))
+        none = np.iinfo(self._code_type).max
+        self._codes_YC = np.full((num_layers, most), none, dtype=self._code_type)
+        self._end_Y = self._rows * most  # of each layer's codes, in the flat table
 
     def run(self) -> Replicas:
         for turn in range(self._turns.experts.shape[1]):
             if self._turns.copies[:, turn].any():
                 self._take_turn(turn)
-        if not self._found:
-            return Replicas.none()
-        codes = np.concatenate(self._found)
-        codes.sort()
+        self._codes_YC.sort(axis=1)  # short rows sort far faster than one long one
+        codes = self._codes_YC[self._codes_YC != np.iinfo(self._code_type).max]
         rank_mask, expert_mask = (1 << self._rank_bits) - 1, (1 << self._expert_bits) - 1
         return Replicas(
             (codes >> (self._rank_bits + self._expert_bits)).astype(np.int32),
@@ -213,7 +214,10 @@ class _Spreading:
         spots = np.flatnonzero(chosen)
         places = next_keys.ravel()[spots] & ((1 << self._place_bits) - 1)
         slots = self._slot_of_node[spots] + places
-        self._found.append(self._rank_of_slot[slots] + np.repeat(code_Y, number_Y))
+        first_Y = np.cumsum(number_Y) - number_Y
+        at = np.repeat(self._end_Y - first_Y, number_Y) + np.arange(len(slots))
+        self._codes_YC.ravel()[at] = self._rank_of_slot[slots] + np.repeat(code_Y, number_Y)
+        self._end_Y += number_Y
 
 
 def _smallest_type(bits: int) -> type[np.unsignedinteger]:
