@@ -9,15 +9,20 @@ import numpy as np
 
 from collectives.placement import Placement
 from hecate.planner.load import LoadWindow
+from hecate.planner.policies import Policy
 from hecate.planner.quotas import Rule, route
 
 
 @dataclass(frozen=True)
-class Scripted:
-    """Materializes ``copies[layer][expert]`` (ranks) in every step beside the owners."""
+class Scripted(Policy):
+    """Materializes ``copies[layer][expert]`` (ranks) in every step beside the owners.
+
+    ``late[layer]``: copies that are added once the counts are known.
+    """
 
     copies: Sequence[dict[int, tuple[int, ...]]]
     rule: Rule = "even"
+    late: Sequence[dict[int, tuple[int, ...]]] = ()
     name: str = "scripted"
 
     def plan(
@@ -29,22 +34,20 @@ class Scripted:
             with_copies(own, copies) for own, copies in zip(owners, self.copies, strict=True)
         )
 
-    def new_owners(
-        self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
-    ) -> tuple[Placement, ...]:
-        return owners
+    def after_gate(self, layer: int, counts_WE: np.ndarray, placement: Placement) -> Placement:
+        return with_copies(placement, self.late[layer]) if self.late else placement
 
     def route(self, counts_WE: np.ndarray, placement: Placement) -> np.ndarray:
         return route(counts_WE, placement, (0,) * placement.world_size, rule=self.rule)
 
 
-def with_copies(owners: Placement, copies: dict[int, tuple[int, ...]]) -> Placement:
+def with_copies(placement: Placement, copies: dict[int, tuple[int, ...]]) -> Placement:
     """Ranks beyond the world are left out, so that one script serves worlds of any size."""
     holders = [
-        tuple(sorted({*own, *(r for r in copies.get(e, ()) if r < owners.world_size)}))
-        for e, own in enumerate(owners.holders)
+        tuple(sorted({*ranks, *(r for r in copies.get(e, ()) if r < placement.world_size)}))
+        for e, ranks in enumerate(placement.holders)
     ]
-    return Placement(tuple(holders), owners.world_size)
+    return Placement(tuple(holders), placement.world_size)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def shard_experts(
             ExpertMath.of(module, layer.name),
             kernel_for(ctx.device, compute_dtype, layer.layout),
             materializer,
-            policy.route,
+            policy,
             override=override,
             rank=ctx.rank,
             world_size=ctx.world_size,

@@ -7,7 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from hecate.config import Config
-from hecate.planner.policies import FssdpConfig
+from hecate.planner.policies import (
+    FsdpConfig,
+    FssdpConfig,
+    ReplicationConfig,
+    ShadowingConfig,
+    SwappingConfig,
+)
 
 
 class CostsConfig(Config):
@@ -28,12 +34,20 @@ class CostsConfig(Config):
 class ExpertsConfig(Config):
     """Which policy places experts, and what it may keep.
 
-    ``policy``: ``expert_parallel`` leaves each expert on its owner and tokens travel to it;
-    ``fssdp`` copies, for each step, the experts that the load calls for. ``rematerialize``: copies
-    of one layer at a time are kept, and gathered a second time for the backward pass.
+    ``policy``: ``fssdp`` copies, for each step, the experts that the load calls for;
+    ``expert_parallel`` leaves each expert on its owner and tokens travel to it; ``shadowing``,
+    ``swapping``, ``replication`` and ``fsdp`` are what others do about uneven loads. All of them
+    train the same model. ``rematerialize``: copies of one layer at a time are kept, and gathered a
+    second time for the backward pass.
     """
 
-    policy: Literal["expert_parallel", "fssdp"] = "fssdp"
+    policy: Literal["fssdp", "expert_parallel", "shadowing", "swapping", "replication", "fsdp"] = (
+        "fssdp"
+    )
     rematerialize: bool = False
     fssdp: FssdpConfig = FssdpConfig()
+    shadowing: ShadowingConfig = ShadowingConfig()
+    swapping: SwappingConfig = SwappingConfig()
+    replication: ReplicationConfig = ReplicationConfig()
+    fsdp: FsdpConfig = FsdpConfig()
     costs: CostsConfig = CostsConfig()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -60,13 +60,20 @@ class LayerPlan:
 
     @classmethod
     def of(
-        cls, owners: Placement, placement: Placement, chunk_bytes: int, topology: Topology
+        cls,
+        owners: Placement,
+        placement: Placement,
+        chunk_bytes: int,
+        topology: Topology,
+        *,
+        earlier: LayerPlan | None = None,
     ) -> LayerPlan:
+        """``earlier``: a plan that this one adds copies to, which come after those it has."""
         held = []
         for rank in range(placement.world_size):
-            own = owners.chunks_on(rank)
-            copies = tuple(e for e in placement.chunks_on(rank) if e not in set(own))
-            held.append(own + copies)
+            there = earlier.held[rank] if earlier is not None else owners.chunks_on(rank)
+            copies = tuple(e for e in placement.chunks_on(rank) if e not in set(there))
+            held.append(there + copies)
         if placement.holders == owners.holders:
             return cls(placement, tuple(held), None, None)
         change = [Change(owners, placement, chunk_bytes)]
@@ -84,7 +91,8 @@ class LayerReplicas:
     """One layer in the current step: its plan, and how far its copies have come.
 
     ``resting`` is the plan between steps, in which owners alone hold experts; ``latest`` the last
-    one with copies, which the next step most often repeats.
+    one with copies, which the next step most often repeats. ``slots`` hold the planned copies of
+    this rank, ``late`` those that were added once the counts were known.
     """
 
     shard: ExpertShard
@@ -93,13 +101,31 @@ class LayerReplicas:
     plan: LayerPlan
     latest: LayerPlan
     slots: ReplicaSlots | None = None
+    late: list[ReplicaSlots] = field(default_factory=list)
     stage: Stage = Stage.SHARDED
     gathering: Handle | None = None
     reducing: Handle | None = None
 
+    @property
+    def copies(self) -> tuple[ReplicaSlots, ...]:
+        """Everything on this rank that it does not own, in the order of its rows."""
+        return (*(() if self.slots is None else (self.slots,)), *self.late)
+
     def change(self, dtype: torch.dtype) -> Change:
         chunk_bytes = self.shard.layer.layout.numel * dtype.itemsize
         return Change(self.owners, self.plan.placement, chunk_bytes)
+
+    def weight_rows(self) -> dict[int, torch.Tensor]:
+        rows = {e: self.shard.compute_row(e) for e in self.shard.expert_ids}
+        for slots in self.copies:
+            rows |= slots.weight_rows()
+        return rows
+
+    def grad_rows(self) -> dict[int, torch.Tensor]:
+        rows = {e: self.shard.grad_row(e) for e in self.shard.expert_ids}
+        for slots in self.copies:
+            rows |= slots.grad_rows()
+        return rows
 
 
 class Materializer:
@@ -141,6 +167,8 @@ class Materializer:
         self._all_grads = SlotBuffers(len(shards), shared=False, device=device)
         self._reduces_each = True
         self._last_micro_batch = True
+        self.active = False
+        """Whether a step is under way; evaluation computes on the owners alone."""
         self.copies = 0
         """Experts copied so far, over all layers and ranks; again for each gather."""
 
@@ -161,6 +189,7 @@ class Materializer:
         for them; with more they are added up in buffers of their own and go home once.
         """
         self._reduces_each = num_micro_batches == 1
+        self.active = True
         for layer, placement in zip(self.layers, placements, strict=True):
             self._plan(layer, placement)
         self._make_room()
@@ -173,11 +202,39 @@ class Materializer:
         """What this rank computes with in a layer, its copies complete."""
         layer = self.layers[index]
         self._prefetch(index)
-        if layer.slots is None:
+        if not layer.copies:
             return (layer.shard,)
         with self._phase("gather"):
             self._finish_gather(layer)
-        return (layer.shard, layer.slots)
+        return (layer.shard, *layer.copies)
+
+    def extend(self, index: int, placement: Placement) -> None:
+        """Add copies to a layer that is about to run, now that its counts are known.
+
+        Nothing hides their gather, and each layer keeps room for them until the step is over.
+        """
+        layer = self.layers[index]
+        before = layer.plan
+        if placement.holders == before.placement.holders:
+            return
+        shard = layer.shard
+        numel, dtype = shard.layer.layout.numel, shard.compute_dtype
+        self._finish_gather(layer)
+        layer.plan = LayerPlan.of(
+            layer.owners, placement, numel * dtype.itemsize, self._topology, earlier=before
+        )
+        added = layer.plan.held[self._rank][len(before.held[self._rank]) :]
+        if added:
+            shape, device = (len(added), numel), shard.parameter.device
+            weights_nC = torch.empty(shape, dtype=dtype, device=device)
+            grads_nC = torch.empty(shape, dtype=shard.parameter.dtype, device=device)
+            layer.late.append(ReplicaSlots(shard.layer, added, weights_nC, grads_nC))
+        if layer.stage == Stage.MATERIALIZED:
+            extra = _beyond(layer.owners, before.placement, placement)
+            change = Change(layer.owners, extra, numel * dtype.itemsize)
+            self._gather(layer, change, self._schedule(change))
+        else:
+            self._prefetch(index)
 
     def after_forward(self, index: int) -> None:
         self._prefetch(index + 1)
@@ -185,7 +242,7 @@ class Materializer:
     def before_backward(self, index: int) -> tuple[HeldExperts, ...]:
         """``experts``, with room for their gradients."""
         experts = self.experts(index)
-        if self._reduces_each and self.layers[index].slots is not None:
+        if self._reduces_each and self.layers[index].copies:
             for other in self.layers:
                 self._finish_reduce(other)
         return experts
@@ -193,11 +250,8 @@ class Materializer:
     def after_backward(self, index: int) -> None:
         layer = self.layers[index]
         if layer.plan.reduce is not None and (self._reduces_each or self._last_micro_batch):
-            rows = {e: layer.shard.grad_row(e) for e in layer.shard.expert_ids}
-            if layer.slots is not None:
-                rows |= layer.slots.grad_rows()
             layer.reducing = sparse_reduce_scatter(
-                [rows],
+                [layer.grad_rows()],
                 [layer.change(layer.shard.parameter.dtype)],
                 schedule=layer.plan.reduce,
                 transport=self._reductions.transport,
@@ -208,6 +262,7 @@ class Materializer:
 
     def finish_step(self) -> None:
         """Wait until every gradient is home, and forget the replicas."""
+        self.active = False
         for layer in self.layers:
             self._finish_gather(layer)
             self._finish_reduce(layer)
@@ -221,7 +276,7 @@ class Materializer:
                 chunk_bytes = layer.change(layer.shard.compute_dtype).chunk_bytes
                 layer.latest = LayerPlan.of(layer.owners, placement, chunk_bytes, self._topology)
             layer.plan = layer.latest
-        layer.slots, layer.stage = None, Stage.SHARDED
+        layer.slots, layer.late, layer.stage = None, [], Stage.SHARDED
 
     def _make_room(self) -> None:
         """Give every layer's copies on this rank their slots; shared buffers fit the largest."""
@@ -253,19 +308,23 @@ class Materializer:
             for other in self.layers:
                 self._finish_gather(other)
                 other.stage = Stage.SHARDED
-        rows = {e: layer.shard.compute_row(e) for e in layer.shard.expert_ids}
-        if layer.slots is not None:
-            rows |= layer.slots.weight_rows()
+        self._gather(layer, layer.change(layer.shard.compute_dtype), layer.plan.gather)
+
+    def _schedule(self, change: Change) -> Schedule:
+        hierarchical = len(self._topology.nodes) > 1
+        return gather_schedule([change], self._topology, hierarchical=hierarchical)
+
+    def _gather(self, layer: LayerReplicas, change: Change, schedule: Schedule) -> None:
         layer.gathering = sparse_all_gather(
-            [rows],
-            [layer.change(layer.shard.compute_dtype)],
-            schedule=layer.plan.gather,
+            [layer.weight_rows()],
+            [change],
+            schedule=schedule,
             transport=self._gathers.transport,
             group=self._gathers.group,
             rank=self._rank,
         )
         layer.stage = Stage.GATHERING
-        self.copies += layer.plan.gather.num_transfers
+        self.copies += schedule.num_transfers
 
     def _finish_gather(self, layer: LayerReplicas) -> None:
         if layer.gathering is not None:
@@ -280,6 +339,17 @@ class Materializer:
             with self._phase("reduce"), naming(f"the reduction of {name}", self._rank):
                 layer.reducing.wait()
             layer.reducing = None
+
+
+def _beyond(owners: Placement, before: Placement, after: Placement) -> Placement:
+    """The owners, and of ``after`` only the holders that ``before`` lacks."""
+    return Placement(
+        tuple(
+            tuple(sorted({*own, *(set(new) - set(old))}))
+            for own, old, new in zip(owners.holders, before.holders, after.holders, strict=True)
+        ),
+        owners.world_size,
+    )
 
 
 def _resting(shard: ExpertShard, owners: Placement, topology: Topology) -> LayerReplicas:

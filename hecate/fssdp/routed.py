@@ -1,6 +1,6 @@
 """The runtime behind one experts module: dispatch, compute, combine, as one autograd node.
 
-Dropless: every slot travels to a rank that holds its expert, by the quotas of ``route``, and back.
+Dropless: every slot travels to a rank that holds its expert, by the policy's quotas, and back.
 One node for the whole layer means that nothing is kept twice and every gradient is written once.
 """
 
@@ -14,17 +14,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from collectives.placement import Placement
 from collectives.token_exchange import exchange_rows, gather_counts
-from hecate.fssdp.dispatch import Counts, DispatchPlan, count_tokens, plan_dispatch
+from hecate.fssdp.dispatch import DispatchPlan, count_tokens, plan_dispatch
 from hecate.fssdp.experts import ExpertKernel, ExpertMath, Saved
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.routing import RoutingLog
 from hecate.fssdp.shards import ExpertShard
 from hecate.mesh import naming
+from hecate.planner.policies.protocol import Policy
 
 PhaseTimer = Callable[[str], Any]
-Route = Callable[[Counts, Placement], Counts]
 Override = Callable[[int, torch.Tensor], torch.Tensor]
 
 
@@ -44,7 +43,7 @@ class RoutedExperts:
         math: ExpertMath,
         kernel: ExpertKernel,
         materializer: Materializer,
-        route: Route,
+        policy: Policy,
         *,
         override: Override | None,
         rank: int,
@@ -55,7 +54,7 @@ class RoutedExperts:
     ) -> None:
         self.shard = shard
         self._math, self._kernel = math, kernel
-        self._materializer, self._route, self._override = materializer, route, override
+        self._materializer, self._policy, self._override = materializer, policy, override
         self._rank, self._world_size, self._group = rank, world_size, group
         self._log, self._phase = log, phase
 
@@ -76,13 +75,18 @@ class RoutedExperts:
             return replay.plan
         layer = self.shard.layer
         counts_E = count_tokens(top_k_index_TK, layer.num_experts)
-        counts_WE = counts_E[None]
+        everyone_WE = counts_E[None]
         if self._world_size > 1:
             with self._named("the count exchange"):
-                counts_WE = gather_counts(counts_E, self._group, self._world_size)
-        self._log.record_counts(layer.index, counts_WE.sum(0))
-        now = self._materializer.layers[layer.index].plan
-        quotas_WEW = self._route(counts_WE.cpu().numpy(), now.placement)
+                everyone_WE = gather_counts(counts_E, self._group, self._world_size)
+        self._log.record_counts(layer.index, everyone_WE.sum(0))
+        counts_WE = everyone_WE.cpu().numpy()
+        replicas, policy = self._materializer.layers[layer.index], self._policy
+        if self._materializer.active:
+            wanted = policy.after_gate(layer.index, counts_WE, replicas.plan.placement)
+            self._materializer.extend(layer.index, wanted)
+        now = replicas.plan
+        quotas_WEW = policy.route(counts_WE, now.placement)
         plan = plan_dispatch(top_k_index_TK, quotas_WEW, now.held, self._rank)
         if replay is not None:
             replay.plan = plan

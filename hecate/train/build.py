@@ -24,7 +24,15 @@ from hecate.models.families import MoELayer, find_moe_layers
 from hecate.models.hub import HubFolder
 from hecate.models.loss import CausalLoss
 from hecate.models.norms import fuse_norms
-from hecate.planner.policies import ExpertParallel, Fssdp, Policy
+from hecate.planner.policies import (
+    ExpertParallel,
+    Fsdp,
+    Fssdp,
+    Policy,
+    Replication,
+    Shadowing,
+    Swapping,
+)
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES, assign, master_dtype, named_dense, reshard, shard_dense
 from hecate.train.optim import build_optimizer
@@ -142,7 +150,17 @@ def _policy(
         compute_dtype=compute_dtype,
         folder=cache_folder(config.data.cache) / "costs",
     )
-    return Fssdp(experts.fssdp, costs, ctx.node_of_rank)
+    match experts.policy:
+        case "shadowing":
+            return Shadowing(experts.shadowing, costs, ctx.node_of_rank)
+        case "swapping":
+            return Swapping(experts.swapping, costs, ctx.node_of_rank)
+        case "replication":
+            return Replication(experts.replication, costs, ctx.node_of_rank)
+        case "fsdp":
+            return Fsdp(experts.fsdp, costs, ctx.node_of_rank)
+        case _:
+            return Fssdp(experts.fssdp, costs, ctx.node_of_rank)
 
 
 def _fill_dense(

@@ -28,6 +28,11 @@ SCRIPTS: dict[str, list[dict[int, tuple[int, ...]]]] = {
     "only in the first layer": [{0: (1,), 3: (0, 1)}, {}],
     "everything everywhere": [EVERYWHERE, EVERYWHERE],
 }
+# added to the copies of these scripts once the counts are known
+LATE: dict[str, list[dict[int, tuple[int, ...]]]] = {
+    "none": [{3: (0, 1, 2, 3)}, {0: (1,)}],
+    "copies on one rank": [{0: (2, 3), 3: (0,)}, {}],
+}
 
 
 def micro_batches(rank: int, num_experts: int, count: int) -> list[tuple[torch.Tensor, ...]]:
@@ -47,7 +52,13 @@ def micro_batches(rank: int, num_experts: int, count: int) -> list[tuple[torch.T
 
 
 def two_layers(
-    ctx: ParallelContext, script: str, rule: str, rematerialize: bool, count: int, steps: int
+    ctx: ParallelContext,
+    script: str,
+    rule: str,
+    rematerialize: bool,
+    count: int,
+    steps: int,
+    late: bool = False,
 ) -> dict[str, Any]:
     """Two experts modules in a row, ``steps`` times; the last step's results."""
     model, source = meta_model(toy_config(FAMILY)), toy_model(FAMILY, dtype=torch.float64)
@@ -58,7 +69,7 @@ def two_layers(
         layers,
         ctx,
         router=RouterConfig(balance_loss=0.0),
-        policy=Scripted(SCRIPTS[script], rule),
+        policy=Scripted(SCRIPTS[script], rule, LATE[script] if late else ()),
         rematerialize=rematerialize,
         dtype=torch.float64,
         compute_dtype=torch.float64,
@@ -138,6 +149,13 @@ def test_replicas_change_nothing_but_who_computes(script, rule):
 def test_micro_batches_and_rematerialization(world_size, rematerialize, count):
     script = "copies on one rank"
     outcomes = run_ranks(two_layers, world_size, script, "weighted", rematerialize, count, 2)
+    assert_as_in_one_process(outcomes, count)
+
+
+@pytest.mark.parametrize("script", LATE)
+@pytest.mark.parametrize(("rematerialize", "count"), [(False, 1), (True, 1), (False, 3), (True, 3)])
+def test_copies_that_are_added_after_the_gate(script, rematerialize, count):
+    outcomes = run_ranks(two_layers, 4, script, "even", rematerialize, count, 2, True)
     assert_as_in_one_process(outcomes, count)
 
 

@@ -44,6 +44,7 @@ class Case:
     attention: str = "auto"
     tied: bool = False
     restless: bool = False
+    policy: str = "fssdp"
     rematerialize: bool = False
 
 
@@ -109,7 +110,11 @@ def train_on_rank(ctx: ParallelContext, case: Case) -> Outcome:
         ),
         optimizer=OptimizerConfig(learning_rate=case.learning_rate, weight_decay=0.1),
         schedule=ScheduleConfig(kind="constant"),
-        experts=ExpertsConfig(rematerialize=case.rematerialize),
+        experts=ExpertsConfig(
+            policy=case.policy,
+            rematerialize=case.rematerialize,
+            costs={"slot_s": 1.0, "copy_s": 1e-6},  # a copy pays as soon as it saves one slot
+        ),
         data={"sequence_tokens": ROW_TOKENS},
     )
     outcome = Outcome()
@@ -307,6 +312,16 @@ def test_steps_equal_the_reference_while_experts_are_copied_and_move(
 ) -> None:
     reference = reference_of(case)
     for outcome in run_ranks(train_on_rank, world_size, replace(case, restless=True)):
+        assert_equal(outcome, reference, 1e-10, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "policy", ["fssdp", "expert_parallel", "shadowing", "swapping", "replication", "fsdp"]
+)
+def test_every_policy_trains_the_same_model(policy: str) -> None:
+    case = replace(BASE, one_token=True, rows=4)  # few experts take everything
+    reference = reference_of(case)
+    for outcome in run_ranks(train_on_rank, 3, replace(case, policy=policy)):
         assert_equal(outcome, reference, 1e-10, 1e-9)
 
 
