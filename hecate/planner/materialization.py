@@ -225,12 +225,21 @@ def _fastest(
     levelled: bool,
 ) -> Replicas:
     """Layer by layer, the candidate with the least predicted time, then the fewest copies."""
-    seconds = np.array(
-        [
-            predicted_layer_s(loads_YE, owners_YE, each, topology, costs, levelled=levelled)
-            for each in candidates
-        ]
+    # Candidates are layers to the prediction, so that all are looked at in one go.
+    num_layers, times = len(loads_YE), (len(candidates), 1)
+    together = Replicas(
+        np.concatenate([each.layer + at * num_layers for at, each in enumerate(candidates)]),
+        np.concatenate([each.expert for each in candidates]),
+        np.concatenate([each.rank for each in candidates]),
     )
+    seconds = predicted_layer_s(
+        np.tile(loads_YE, times),
+        np.tile(owners_YE, times),
+        together,
+        topology,
+        costs,
+        levelled=levelled,
+    ).reshape(len(candidates), num_layers)
     number = np.array([np.bincount(each.layer, minlength=len(loads_YE)) for each in candidates])
     fewest = np.where(seconds == seconds.min(0), number, NO_LIMIT)
     winner_Y = fewest.argmin(0)

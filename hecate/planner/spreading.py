@@ -153,11 +153,12 @@ class _Spreading:
         next_keys = self._rank_keys.min(0)
         eligible = next_keys < self._full
         eligible[self._rows, homes_Y] = False
-        number_Y = np.minimum(left_Y, eligible.sum(1))
+        open_Y = eligible.sum(1)
+        number_Y = np.minimum(left_Y, open_Y)
         if not self._nodes.alone:
             number_Y = np.minimum(number_Y, self._left_to_send[self._rows, homes_Y])
             self._left_to_send[self._rows, homes_Y] -= number_Y
-        chosen = self._best(eligible, number_Y)
+        chosen = self._best(eligible, open_Y, number_Y)
         given = self._give(self._rank_keys, next_keys, chosen, step_Y)
         self._write_down(chosen, next_keys, number_Y, code_Y)
         left_Y -= number_Y
@@ -172,15 +173,16 @@ class _Spreading:
             keys = keys.astype(self._rank_type)
             next_keys = keys.min(0)
             eligible = held & (next_keys < self._full)
-            number_Y = np.minimum(left_Y, eligible.sum(1))
-            held = self._best(eligible, number_Y)
+            open_Y = eligible.sum(1)
+            number_Y = np.minimum(left_Y, open_Y)
+            held = self._best(eligible, open_Y, number_Y)
             given |= self._give(keys, next_keys, held, step_Y)
             self._write_down(held, next_keys, number_Y, code_Y)
             left_Y -= number_Y
 
-    def _best(self, eligible: Mask, number_Y: Whole) -> Mask:
+    def _best(self, eligible: Mask, open_Y: Whole, number_Y: Whole) -> Mask:
         """The first ``number_Y`` of each layer's eligible nodes, by their keys."""
-        if np.array_equal(number_Y, eligible.sum(1)):
+        if (number_Y == open_Y).all():
             return eligible
         none = np.iinfo(self._node_type).max
         keys = np.where(eligible, self._node_keys, self._node_type(none))
@@ -201,7 +203,7 @@ class _Spreading:
         given: Mask = keys == next_keys
         given &= chosen
         self._rank_keys += given.view(np.uint8) * self._rank_type(1 << self._place_bits)
-        self._node_keys += chosen.view(np.uint8) * step_Y[:, None]
+        self._node_keys += np.where(chosen, step_Y[:, None], self._node_type(0))
         return given
 
     def _write_down(
