@@ -42,8 +42,9 @@ def choose_copies(
     """The placement of one layer for a step with these loads; ``owners`` where no copy pays.
 
     Greedy: from the busiest rank to the least busy one that has a slot, the expert whose load comes
-    closest to half of their difference from above, or else the largest. Every choice follows from
-    ``loads_E`` alone, ties to the lower expert and rank.
+    closest to half of their difference from above, or else the largest; then only as many of these
+    copies as make the fastest step, since a copy helps little while another rank is as busy. Every
+    choice follows from ``loads_E`` alone, ties to the lower expert and rank.
     """
     world_size = owners.world_size
     load_rE = np.zeros((world_size, owners.num_chunks))
@@ -54,10 +55,11 @@ def choose_copies(
         return owners
     holders = [set(ranks) for ranks in owners.holders]
     copies_r = [0] * world_size
+    best, best_s = owners, float(load_r.max()) * costs.slot_s
     while True:
         found = _best_move(load_rE, load_r, holders, copies_r, costs)
         if found is None:
-            break
+            return best
         expert, source, target, amount = found
         holders[expert].add(target)
         copies_r[target] += 1
@@ -65,7 +67,11 @@ def choose_copies(
         load_rE[target, expert] += amount
         load_r[source] -= amount
         load_r[target] += amount
-    return Placement(tuple(tuple(sorted(ranks)) for ranks in holders), world_size)
+        exposed = max(0, max(copies_r) - costs.free_copies)
+        taken_s = float(load_r.max()) * costs.slot_s + exposed * costs.copy_s
+        if taken_s < best_s:
+            ranks = tuple(tuple(sorted(those)) for those in holders)
+            best, best_s = Placement(ranks, world_size), taken_s
 
 
 def _best_move(
