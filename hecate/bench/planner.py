@@ -16,6 +16,7 @@ from hecate.planner.costs import StepCosts
 from hecate.planner.load import Loads
 from hecate.planner.materialization import materialize_by_load, materialize_by_time
 from hecate.planner.plan import Ids, Replicas
+from hecate.train.host_memory import keep_freed_memory
 
 COLUMNS = {
     "rule": "rule",
@@ -77,6 +78,7 @@ SMALL = Case.of(4, 16, 2, 2, 4, 4)
 
 def bench_planner(options: BenchOptions) -> Report:
     """Median over repeats, on one core."""
+    keep_freed_memory()
     repeats = 5 if options.quick else 50
     rows = (
         measure("paper", LARGE, repeats, 20.0),
@@ -95,6 +97,7 @@ def bench_planner(options: BenchOptions) -> Report:
     notes = (
         "paper: Algorithm 1, all layers in one call; predicted: the copies that shorten the step.",
         "ms / layer is that of one call over all layers, divided by their number.",
+        "freed memory stays in the process (hecate/train/host_memory.py), as in a trainer's.",
     )
     return Report("planner", {"seed": SEED, "repeats": repeats}, COLUMNS, rows, summary, notes)
 

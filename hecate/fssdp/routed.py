@@ -87,6 +87,7 @@ class RoutedExperts:
             self._materializer.extend(layer.index, wanted)
         now = replicas.plan
         quotas_WEW = policy.route(counts_WE, now.placement)
+        self._log.record_computed(layer.index, quotas_WEW.sum((0, 1)))
         plan = plan_dispatch(top_k_index_TK, quotas_WEW, now.held, self._rank)
         if replay is not None:
             replay.plan = plan

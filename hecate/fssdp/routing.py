@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -58,11 +60,14 @@ class RoutingLog:
 
     def __init__(self, num_layers: int, num_experts: int, device: torch.device) -> None:
         self.counts_YE = torch.zeros(num_layers, num_experts, dtype=torch.int64, device=device)
+        self.computed_YW: dict[int, npt.NDArray[np.int64]] = {}
+        """Slots that each rank computed, ``[W]`` for each layer, as they were dealt."""
         self._layers = [LayerRouting() for _ in range(num_layers)]
         self._replays: list[Replay] = []
 
     def begin_step(self) -> None:
         self.counts_YE = torch.zeros_like(self.counts_YE)
+        self.computed_YW = {}
 
     def begin_micro_batch(self) -> None:
         self._layers = [LayerRouting() for _ in self._layers]
@@ -100,6 +105,10 @@ class RoutingLog:
             return
         self._layers[layer].counts_E = counts_E
         self.counts_YE[layer, : counts_E.numel()] += counts_E
+
+    def record_computed(self, layer: int, slots_W: npt.NDArray[np.int64]) -> None:
+        """Count the slots that each rank computes of one layer, as often as they are dealt."""
+        self.computed_YW[layer] = self.computed_YW.get(layer, 0) + slots_W
 
     def auxiliary_loss(self, config: RouterConfig, *, global_tokens: int) -> torch.Tensor:
         """This rank's share of the weighted auxiliary losses of the micro-batch just run.

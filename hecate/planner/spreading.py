@@ -102,6 +102,8 @@ class _Spreading:
         keys_GN = np.where(nodes.rank_NG.T >= 0, np.arange(nodes.width)[:, None], never)
         shape = (nodes.width, num_layers, num_nodes)
         self._rank_keys = np.broadcast_to(keys_GN[:, None], shape).astype(self._rank_type)
+        self._one_more = np.empty_like(self._rank_keys)  # buffers, since fresh pages cost more
+        self._given = np.empty(shape, dtype=np.bool_)  # than what is done with them
         # A node's key is (slots taken of those of the largest node, planned load, number).
         id_bits = (num_nodes - 1).bit_length()
         self._load_shift, self._slot_shift = id_bits, id_bits + LOAD_BITS
@@ -159,24 +161,25 @@ class _Spreading:
             number_Y = np.minimum(number_Y, self._left_to_send[self._rows, homes_Y])
             self._left_to_send[self._rows, homes_Y] -= number_Y
         chosen = self._best(eligible, open_Y, number_Y)
-        given = self._give(self._rank_keys, next_keys, chosen, step_Y)
+        self._give(self._rank_keys, next_keys, chosen, step_Y)
         self._write_down(chosen, next_keys, number_Y, code_Y)
         left_Y -= number_Y
         held = chosen
         if self._nodes.width == 1 or not left_Y.any():
             return
         # From here on some node takes a second copy: those who hold one are passed over.
+        given, never = self._given.copy(), np.iinfo(self._rank_type).max
         held[self._rows, homes_Y] = True
         given[self._nodes.place_W[owners_Y], self._rows, homes_Y] = True
         while left_Y.any() and held.any():
-            keys = np.where(given, np.iinfo(self._rank_type).max, self._rank_keys)
-            keys = keys.astype(self._rank_type)
+            keys = np.where(given, self._rank_type(never), self._rank_keys)
             next_keys = keys.min(0)
             eligible = held & (next_keys < self._full)
             open_Y = eligible.sum(1)
             number_Y = np.minimum(left_Y, open_Y)
             held = self._best(eligible, open_Y, number_Y)
-            given |= self._give(keys, next_keys, held, step_Y)
+            self._give(keys, next_keys, held, step_Y)
+            given |= self._given
             self._write_down(held, next_keys, number_Y, code_Y)
             left_Y -= number_Y
 
@@ -192,19 +195,14 @@ class _Spreading:
         chosen: Mask = keys < first_out_Y[:, None]
         return chosen
 
-    def _give(
-        self,
-        keys: Keys,
-        next_keys: Keys,
-        chosen: Mask,
-        step_Y: Whole,
-    ) -> Mask:
-        """Let each chosen node's next rank take one copy; which ranks these are, ``[G, Y, N]``."""
-        given: Mask = keys == next_keys
-        given &= chosen
-        self._rank_keys += given.view(np.uint8) * self._rank_type(1 << self._place_bits)
+    def _give(self, keys: Keys, next_keys: Keys, chosen: Mask, step_Y: Whole) -> None:
+        """Let each chosen node's next rank take one copy; ``_given`` says which ranks these are."""
+        np.equal(keys, next_keys, out=self._given)
+        np.logical_and(self._given, chosen, out=self._given)
+        a_slot = self._rank_type(1 << self._place_bits)
+        np.multiply(self._given.view(np.uint8), a_slot, out=self._one_more)
+        self._rank_keys += self._one_more
         self._node_keys += np.where(chosen, step_Y[:, None], self._node_type(0))
-        return given
 
     def _write_down(
         self,

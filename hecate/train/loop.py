@@ -20,6 +20,7 @@ from hecate.train.metrics import (
     attended_keys,
     bits_per_byte,
     load_statistics,
+    max_over_mean,
     mfu,
     model_flops,
     perplexity,
@@ -122,6 +123,10 @@ class TrainingLoop:
             "load/tokens_per_expert": [list(load.tokens_per_expert) for load in loads],
             "load/experts_max_over_mean": [load.experts_max_over_mean for load in loads],
             "load/ranks_max_over_mean": [load.ranks_max_over_mean for load in loads],
+            "load/computed_max_over_mean": [
+                max_over_mean(slots) for slots in result.computed_YW.tolist()
+            ],
+            "load/copies": float(result.copies),
             "load/dead_experts": [float(len(load.dead_experts)) for load in loads],
         }
         figures |= {f"seconds/{name}": value for name, value in self._phases.take().items()}

@@ -180,15 +180,16 @@ def load_statistics(
                 layer=layer,
                 tokens_per_expert=tokens,
                 tokens_per_rank=tuple(ranks),
-                experts_max_over_mean=_max_over_mean(tokens),
-                ranks_max_over_mean=_max_over_mean(ranks),
+                experts_max_over_mean=max_over_mean(tokens),
+                ranks_max_over_mean=max_over_mean(ranks),
                 dead_experts=tuple(expert for expert, count in enumerate(tokens) if not count),
             )
         )
     return tuple(loads)
 
 
-def _max_over_mean(values: Sequence[float]) -> float:
+def max_over_mean(values: Sequence[float]) -> float:
+    """How far the largest is above the mean; 1 where all are alike, or nothing is there."""
     total = sum(values)
     return max(values) * len(values) / total if total else 1.0
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from hecate.data import MicroBatch
@@ -29,7 +30,8 @@ class StepResult:
 
     ``loss``: mean cross-entropy in nats per label. ``auxiliary_loss``: the weighted balance and z
     losses, averaged over micro-batches. ``grad_norm``: before clipping. ``counts_YE``: slots
-    routed to each expert, ``[Y, E]`` int64, CPU.
+    routed to each expert, ``[Y, E]`` int64, CPU. ``computed_YW``: slots that each rank computed,
+    ``[Y, W]`` int64, CPU. ``copies``: experts copied in the step, over all layers and ranks.
     """
 
     step: int
@@ -40,6 +42,8 @@ class StepResult:
     tokens: int
     labels: int
     counts_YE: torch.Tensor
+    computed_YW: torch.Tensor
+    copies: int
 
 
 class TrainingStep:
@@ -83,6 +87,7 @@ class TrainingStep:
         )
         with naming("the count of the step's tokens", ctx.rank):
             labels, *tokens = sum_over(ctx.groups.control, sizes).tolist()
+        copied = self.experts.materializer.copies
         self.experts.begin_step(step, len(micro_batches))
         sums = torch.zeros(2, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
@@ -127,6 +132,10 @@ class TrainingStep:
             tokens=sum(tokens),
             labels=labels,
             counts_YE=log.counts_YE.cpu(),
+            computed_YW=torch.from_numpy(
+                np.stack([log.computed_YW[layer.index] for layer in self.experts.layers])
+            ),
+            copies=self.experts.materializer.copies - copied,
         )
 
     def _reshard(self, step: int) -> None:

@@ -97,6 +97,7 @@ def two_layers(
         "experts": [
             {e: shard.grad_row(e).clone() for e in shard.expert_ids} for shard in experts.shards
         ],
+        "computed": [experts.log.computed_YW[layer.index].tolist() for layer in layers],
         "slot_bytes": experts.materializer.slot_bytes,
     }
 
@@ -157,6 +158,12 @@ def test_micro_batches_and_rematerialization(world_size, rematerialize, count):
 def test_copies_that_are_added_after_the_gate(script, rematerialize, count):
     outcomes = run_ranks(two_layers, 4, script, "even", rematerialize, count, 2, True)
     assert_as_in_one_process(outcomes, count)
+
+
+def test_who_computes_is_counted():
+    """Every rank holds everything: each computes the slots of its own tokens."""
+    for outcome in run_ranks(two_layers, 4, "everything everywhere", "even", False, 1, 1):
+        assert outcome["computed"] == [[tokens * TOP_K for tokens in TOKENS]] * 2
 
 
 def test_one_layer_of_weights_and_one_of_gradients_with_rematerialization():

@@ -149,9 +149,9 @@ def train_on_rank(ctx: ParallelContext, case: Case) -> Outcome:
             outcome.auxiliary.append(result.auxiliary_loss)
             outcome.norms.append(result.grad_norm)
             slots = sum(ids.numel() for ids, _, _ in micro_batches)
-            assert result.counts_YE.sum(1).tolist() == [
-                slots * trainer.model.config.num_experts_per_tok
-            ] * len(trainer.layers)
+            everything = [slots * trainer.model.config.num_experts_per_tok] * len(trainer.layers)
+            assert result.counts_YE.sum(1).tolist() == everything
+            assert result.computed_YW.sum(1).tolist() == everything
     outcome.parameters = _parameters(trainer, ctx)
     if case.restless and ctx.world_size > 1:
         assert trainer.experts.owners != even_placements(trainer.layers, ctx.world_size)
