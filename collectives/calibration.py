@@ -29,6 +29,7 @@ from collectives.transports.resources import LaunchResources
 
 SIZES_BYTES = (16 * 1024, 2 * 1024 * 1024)
 NAMES = tuple(sorted(TRANSPORTS))
+LEAST_SHARE = 0.1
 # Faster than anything that is measured: where nothing can travel, and to read a model's terms off.
 UNBOUNDED = Link(1e15, 0.0)
 
@@ -221,11 +222,15 @@ def _ring(ranks: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
-    """Least squares of y = a + b x with a >= 0 and b > 0, whatever noise says."""
+    """Least squares of y = a + b x with a >= 0 and b > 0, whatever noise says.
+
+    Noise can hide what a byte costs behind the cost of a launch; a link that costs nothing would
+    then be chosen for everything. So bytes take at least ``LEAST_SHARE`` of the time.
+    """
     mean_x, mean_y = math.fsum(xs) / len(xs), math.fsum(ys) / len(ys)
     spread = math.fsum((x - mean_x) ** 2 for x in xs)
     slope = math.fsum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
-    slope = max(slope, 1.0 / UNBOUNDED.bandwidth_bytes_per_s)
+    slope = max(slope, LEAST_SHARE * math.fsum(ys) / math.fsum(xs))
     return max(0.0, mean_y - slope * mean_x), slope
 
 

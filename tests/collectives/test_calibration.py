@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
         pytest.param([1, 3], [5, 9], (3, 2), id="through two points"),
         pytest.param([0, 1, 2], [1, 1, 4], (0.5, 1.5), id="least squares"),
         pytest.param([1, 2], [1, 4], (0, 3), id="nothing takes less than no time"),
-        pytest.param([1, 2], [4, 1], (2.5, 1e-15), id="noise does not make a slope negative"),
+        pytest.param([1, 2], [4, 1], (2.25, 1 / 6), id="noise does not make a slope negative"),
     ],
 )
 def test_a_line_has_no_negative_terms(xs, ys, line):
@@ -54,7 +54,7 @@ def test_all_ranks_end_with_the_same_numbers_and_the_file_keeps_them(world_size,
     speeds = [cost.bytes_per_s for cost in measured[0].costs.values()]
     if world_size > 1:  # a second for 10 MB is no machine of today
         assert 1e7 < min(speeds) and max(speeds) < 1e13
-        assert 0 < measured[0].inside.latency_s < 1
+        assert 0 <= measured[0].inside.latency_s < 1
 
 
 def written(file: Path, **changed) -> dict:
