@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-Counts = npt.NDArray[np.int64]
+from hecate.planner.load import Counts
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import hashlib
 import json
 import platform
 import time
+import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +20,8 @@ import torch.distributed as dist
 from torch import nn
 
 from collectives.placement import Placement
-from collectives.schedule import Change, gather_schedule, reduce_schedule
-from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
+from collectives.schedule import Change, Schedule, gather_schedule, reduce_schedule
+from collectives.sparse import Handle, sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Link, Topology
 from collectives.transports import TRANSPORTS, LaunchResources
 from hecate.fssdp.config import CostsConfig
@@ -52,8 +54,8 @@ def step_costs(
     if not numbers.all() and ctx.world_size > 1:
         file = folder / f"{_digest(layer, ctx, compute_dtype)}.json"
         known = torch.zeros(2, dtype=torch.float64)
-        if ctx.rank == 0 and file.is_file():
-            known = torch.tensor(json.loads(file.read_text()), dtype=torch.float64)
+        if ctx.rank == 0:
+            known = _remembered(file)
         dist.broadcast(known, group_src=0, group=ctx.groups.control)
         if not known.all():
             math = ExpertMath.of(module, layer.name)
@@ -65,9 +67,9 @@ def step_costs(
             dist.all_reduce(known, op=dist.ReduceOp.MAX, group=ctx.groups.control)
             if ctx.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps(known.tolist()))
-                partial.replace(file)
+                unfinished = file.with_suffix(f".{uuid.uuid4().hex}")  # another run may write too
+                unfinished.write_text(json.dumps(known.tolist()))
+                unfinished.replace(file)
         numbers = torch.where(numbers > 0, numbers, known)
     slot_s, copy_s = numbers.tolist()
     return StepCosts(
@@ -76,6 +78,15 @@ def step_costs(
         free_copies=config.free_copies,
         slots_per_rank=config.slots_per_rank,
     )
+
+
+def _remembered(file: Path) -> torch.Tensor:
+    """What an earlier run measured; zeros where there is nothing, or nothing that can be read."""
+    try:
+        slot_s, copy_s = json.loads(file.read_text(encoding="utf-8"))
+        return torch.tensor([float(slot_s), float(copy_s)], dtype=torch.float64)
+    except (OSError, ValueError, TypeError):
+        return torch.zeros(2, dtype=torch.float64)
 
 
 def _digest(layer: MoELayer, ctx: ParallelContext, compute_dtype: torch.dtype) -> str:
@@ -121,32 +132,30 @@ def _copy_s(
     world_size, numel = ctx.world_size, layer.layout.numel
     owners = Placement.from_owners([0], world_size)
     copied = Placement(((0, 1),), world_size)
-    link = Link(1.0, 0.0)
-    topology = Topology.single_node(world_size, link)
+    topology = Topology.single_node(world_size, Link(1.0, 0.0))
     transport = TRANSPORTS["p2p"](LaunchResources())
-    rows = {}
-    for kind in (compute_dtype, dtype):
-        rows[kind] = [{0: torch.zeros(numel, device=ctx.device, dtype=kind)}]
+
+    def launch(
+        collective: Callable[..., Handle], schedule_of: Callable[..., Schedule], kind: torch.dtype
+    ) -> Callable[[], Handle]:
+        changes = [Change(owners, copied, numel * kind.itemsize)]
+        row = {0: torch.zeros(numel, device=ctx.device, dtype=kind)} if ctx.rank < 2 else {}
+        return partial(
+            collective,
+            [row],
+            changes,
+            schedule=schedule_of(changes, topology, hierarchical=False),
+            transport=transport,
+            group=ctx.groups.gather,
+            rank=ctx.rank,
+        )
+
+    gather = launch(sparse_all_gather, gather_schedule, compute_dtype)
+    reduction = launch(sparse_reduce_scatter, reduce_schedule, dtype)
 
     def once() -> None:
-        gather = [Change(owners, copied, numel * compute_dtype.itemsize)]
-        sparse_all_gather(
-            rows[compute_dtype] if ctx.rank < 2 else [{}],
-            gather,
-            schedule=gather_schedule(gather, topology, hierarchical=False),
-            transport=transport,
-            group=ctx.groups.gather,
-            rank=ctx.rank,
-        ).wait()
-        reduction = [Change(owners, copied, numel * dtype.itemsize)]
-        sparse_reduce_scatter(
-            rows[dtype] if ctx.rank < 2 else [{}],
-            reduction,
-            schedule=reduce_schedule(reduction, topology, hierarchical=False),
-            transport=transport,
-            group=ctx.groups.gather,
-            rank=ctx.rank,
-        ).wait()
+        gather().wait()
+        reduction().wait()
 
     # NCCL forms a group's communicator in its first collective, in which all ranks take part
     dist.all_reduce(torch.zeros(1, device=ctx.device), group=ctx.groups.gather)

@@ -23,7 +23,6 @@ class OwnedTables:
     All ranks list the same tables in the same order, those that own nothing with no rows.
     """
 
-    layer_name: str
     before: Placement
     after: Placement
     tables: tuple[torch.Tensor, ...]

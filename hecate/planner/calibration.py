@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from collectives.placement import Placement
-from hecate.planner.quotas import Counts, Rule, route
+from hecate.planner.load import Counts
+from hecate.planner.quotas import Rule, route
 
 
 def calibrate(

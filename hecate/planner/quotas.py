@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from collectives.placement import Placement
+from hecate.planner.load import Counts
 
-Counts = npt.NDArray[np.int64]
 Rule = Literal["even", "weighted"]
 
 # Note [Weighted quotas]

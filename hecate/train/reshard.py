@@ -26,7 +26,7 @@ def reshard_experts(
     for shard, before, after in zip(experts.shards, experts.owners, owners, strict=True):
         moments = moments_of(optimizer, shard.parameter)
         tables = (shard.parameter.data, *(moments[name] for name in MOMENTS))
-        layers.append(OwnedTables(shard.layer.name, before, after, tables))
+        layers.append(OwnedTables(before, after, tables))
     with naming("the re-sharding of experts", ctx.rank):
         moved = move_owners(layers, rank=ctx.rank, group=ctx.groups.gather)
     for index, (own, tables) in enumerate(zip(layers, moved, strict=True)):

@@ -50,3 +50,13 @@ def test_what_is_configured_is_not_measured(tmp_path):
     half = CostsConfig(slot_s=1.0)
     for costs in run_ranks(costs_on_rank, 2, tmp_path, half):
         assert costs.slot_s == 1.0 and costs.copy_s > 0
+
+
+def test_a_damaged_file_is_measured_again_on_every_rank(tmp_path):
+    run_ranks(costs_on_rank, 2, tmp_path, CostsConfig())
+    (file,) = tmp_path.iterdir()
+    for damaged in ("", "[0.25", "[0.25]", "{}"):
+        file.write_text(damaged)
+        first, second = run_ranks(costs_on_rank, 2, tmp_path, CostsConfig())
+        assert first == second
+        assert json.loads(file.read_text()) == [first.slot_s, first.copy_s]

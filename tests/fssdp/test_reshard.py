@@ -31,7 +31,7 @@ def moved(ctx: ParallelContext) -> tuple[list[list[list[list[float]]]], list[boo
             torch.tensor([value(layer, e, table) for e in old.chunks_on(ctx.rank)]).view(-1, 3)
             for table in range(2)
         )
-        layers.append(OwnedTables(str(layer), old, new, tables))
+        layers.append(OwnedTables(old, new, tables))
     result = move_owners(layers, rank=ctx.rank, group=ctx.groups.gather)
     same = [tables is own.tables for own, tables in zip(layers, result, strict=True)]
     return [[table.tolist() for table in tables] for tables in result], same
