@@ -40,10 +40,11 @@ def reshard_experts(
 
 
 def placement_state(experts: ShardedExperts) -> dict[str, Any]:
-    """Who owns what, and the loads that the next steps are planned from; for a checkpoint."""
+    """Who owns what, and what the next steps are planned from; for a checkpoint."""
     return {
         "owners": [list(own.owners) for own in experts.owners],
         "loads": experts.loads.state().tolist(),
+        "policy": {"name": experts.policy.name, "state": experts.policy.state()},
     }
 
 
@@ -57,9 +58,17 @@ def restore_placement(
 ) -> None:
     """Take up what ``placement_state`` said, before the experts themselves are loaded.
 
-    At another world size owners stay as they are now: even. Collective over all ranks.
+    At another world size owners stay as they are now, even, and the policy begins anew, since
+    both speak of ranks; so does a policy of another name than the one that was saved. What a
+    checkpoint of an earlier version lacks begins anew as well. Collective over all ranks.
     """
-    experts.loads.restore(np.array(state["loads"], dtype=np.int64))
-    if same_world:
+    if "loads" in state:
+        experts.loads.restore(np.array(state["loads"], dtype=np.int64))
+    if not same_world:
+        return
+    if "owners" in state:
         owners = tuple(Placement.from_owners(own, ctx.world_size) for own in state["owners"])
         reshard_experts(experts, owners, optimizer, ctx)
+    saved = state.get("policy", {})
+    if saved.get("name") == experts.policy.name:
+        experts.policy.restore(saved["state"])

@@ -212,7 +212,7 @@ def _resume(
     saved = [layer["num_experts"] for layer in meta["layers"]]
     if saved == [layer.num_experts for layer in trainer.layers]:  # else the load says what is wrong
         restore_placement(
-            meta["experts"], trainer.experts, trainer.optimizer, ctx, same_world=same_world
+            meta.get("experts", {}), trainer.experts, trainer.optimizer, ctx, same_world=same_world
         )
     state = model_state(trainer) | optimizer_state(trainer)
     random = rng_state(ctx.rank) if same_world else {}

@@ -1,5 +1,7 @@
 """Every policy keeps the promises of the protocol; what each is known for, by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -140,6 +142,42 @@ def test_replicas_last_until_the_load_calls_for_others():
     held = policy.plan(3, window([[0, 0, 200, 0]]), owners)
     assert held[0].holders[2] == (0, 1)
     assert busiest(policy, [[0, 0, 100, 0], [0, 0, 100, 0]], held[0]) == 100
+
+
+def test_replicas_are_the_state_of_replication():
+    owners = (Placement.even(4, 2),)
+    policy = Replication(ReplicationConfig(), COSTS, [0, 0])
+    assert policy.state() == {"holders": []}
+    hot, calm = window([[100, 0, 10, 10]]), window([[10, 10, 10, 10]])
+    held = policy.plan(1, hot, owners)
+    assert policy.state() == {"holders": [[[0, 1], [0], [1], [1]]]}
+    resumed, fresh = (Replication(ReplicationConfig(), COSTS, [0, 0]) for _ in range(2))
+    resumed.restore(json.loads(json.dumps(policy.state())))
+    assert resumed.plan(2, calm, owners) == policy.plan(2, calm, owners) == held
+    assert fresh.plan(2, calm, owners) == owners
+    # owners that are none of the holders: replicas begin anew
+    assert resumed.plan(3, calm, (Placement.from_owners([1, 1, 0, 0], 2),))[0].is_partition
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_that_takes_up_a_state_goes_on_alike(name):
+    rng = np.random.default_rng(5)
+    policy, owners, loads = build(name, 3), (Placement.even(6, 3),) * 2, LoadWindow(2, 6)
+    resumed = policy
+    for step in range(30):
+        if step == 13:
+            resumed = build(name, 3)
+            resumed.restore(json.loads(json.dumps(policy.state())))
+        plans = policy.plan(step, loads, owners)
+        assert resumed.plan(step, loads, owners) == plans
+        counts_YE = rng.integers(0, 90, (2, 6)) ** 2
+        for layer, plan in enumerate(plans):
+            counts_WE = np.stack([counts_YE[layer]] * 3)
+            held = policy.after_gate(layer, counts_WE, plan)
+            assert resumed.after_gate(layer, counts_WE, plan) == held
+        loads.push(counts_YE)
+        owners = policy.new_owners(step, loads, owners)
+        assert resumed.new_owners(step, loads, owners) == owners
 
 
 def test_replicas_keep_to_their_slots():

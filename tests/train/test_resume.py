@@ -16,6 +16,7 @@ from ranks import RankError, run_ranks
 from reference import WideFloats
 from toy_models import toy_config
 
+from hecate.checkpoint.integrity import encode_meta, read_record, write_record
 from hecate.checkpoint.reader import CheckpointReader
 from hecate.mesh import ParallelContext
 from hecate.train.config import RunConfig, TrainConfig
@@ -28,6 +29,9 @@ LAST = f"step-{STEPS:08d}"
 # Copies cost next to nothing and owners are looked at every other step, so that experts move.
 RESTLESS = {
     "fssdp": {"reshard_every": 2, "reshard_at": 1.0},
+    "swapping": {"every": 2},
+    # replicas come one by one: what is held depends on every step before
+    "replication": {"slack": 1.0, "changes_per_step": 1},
     "costs": {"slot_s": 1.0, "copy_s": 1e-9},
 }
 
@@ -40,11 +44,12 @@ class Case:
     accumulation: int = 1
     dropout: float = 0.0
     restless: bool = False
+    policy: str = "fssdp"
 
     @property
     def name(self) -> str:
         moves = "restless" if self.restless else "calm"
-        return f"{self.family}-{self.dtype}-{self.dropout}-{moves}"
+        return f"{self.family}-{self.dtype}-{self.dropout}-{self.policy}-{moves}"
 
     def config(self, folder: Path, name: str) -> RunConfig:
         sizes = toy_config(self.family).to_diff_dict()
@@ -67,7 +72,7 @@ class Case:
                 "sequence_tokens": 24,
                 "tokenizer": {"vocab_size": 280},
             },
-            experts=RESTLESS if self.restless else {},
+            experts={"policy": self.policy, **(RESTLESS if self.restless else {})},
             router={"balance_loss": 0.01, "bias_update_rate": self.bias_update_rate},
             train={
                 "steps": STEPS,
@@ -121,9 +126,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 def numbers(run: Path) -> list[dict[str, Any]]:
     """What each step did, as far as it does not depend on the clock."""
     names = ("step", "loss", "auxiliary_loss", "grad_norm", "learning_rate")
-    return [
-        {name: line[name] for name in (*names, "load/tokens_per_expert")} for line in metrics(run)
-    ]
+    loads = ("load/tokens_per_expert", "load/computed_max_over_mean", "load/copies")
+    return [{name: line[name] for name in (*names, *loads)} for line in metrics(run)]
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -132,6 +136,7 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
 
 
 BIASED = Case(family="deepseek_v3", bias_update_rate=0.01, accumulation=2)
+REPLICATED = Case(dtype="float64", restless=True, policy="replication")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +150,11 @@ BIASED = Case(family="deepseek_v3", bias_update_rate=0.01, accumulation=2)
         pytest.param(Case(dropout=0.2), 2, id="dropout-2"),
         pytest.param(Case(restless=True), 2, id="restless-2"),
         pytest.param(Case(restless=True), 3, id="restless-3"),
+        *(
+            pytest.param(Case(restless=True, policy=policy), 2, id=f"{policy}-2")
+            for policy in ("expert_parallel", "shadowing", "swapping", "replication", "fsdp")
+        ),
+        pytest.param(Case(restless=True, policy="replication"), 3, id="replication-3"),
     ],
 )
 def test_an_equal_world_goes_on_bit_for_bit(runs: Runs, case: Case, world_size: int) -> None:
@@ -167,26 +177,27 @@ def test_an_equal_world_goes_on_bit_for_bit(runs: Runs, case: Case, world_size: 
 
 
 @pytest.mark.parametrize(
-    ("case", "world_size", "tolerance"),
+    ("case", "before", "world_size", "tolerance"),
     [
-        pytest.param(Case(dtype="float64"), 1, 1e-9, id="fp64-1"),
-        pytest.param(Case(dtype="float64"), 3, 1e-9, id="fp64-3"),
-        pytest.param(Case(dtype="float64"), 4, 1e-9, id="fp64-4"),
-        pytest.param(Case(dtype="float64", restless=True), 3, 1e-9, id="fp64-restless-3"),
-        pytest.param(BIASED, 3, 1e-4, id="fp32-bias-3"),
+        pytest.param(Case(dtype="float64"), 2, 1, 1e-9, id="fp64-1"),
+        pytest.param(Case(dtype="float64"), 2, 3, 1e-9, id="fp64-3"),
+        pytest.param(Case(dtype="float64"), 2, 4, 1e-9, id="fp64-4"),
+        pytest.param(Case(dtype="float64", restless=True), 2, 3, 1e-9, id="fp64-restless-3"),
+        pytest.param(REPLICATED, 3, 2, 1e-9, id="fp64-replication-3-2"),
+        pytest.param(BIASED, 2, 3, 1e-4, id="fp32-bias-3"),
     ],
 )
 def test_another_world_goes_on_within_rounding(
-    runs: Runs, case: Case, world_size: int, tolerance: float
+    runs: Runs, case: Case, before: int, world_size: int, tolerance: float
 ) -> None:
-    straight = runs.straight(case, 2)
+    straight = runs.straight(case, before)
     name = f"{case.name}-to-{world_size}"
     source = straight / "checkpoints" / f"step-{STOP:08d}"
     run_ranks(train_on_rank, world_size, case.config(runs.folder, name), str(source))
     resumed = straight.parent / name
-    before, after = numbers(straight)[STOP:], numbers(resumed)
+    went_on, after = numbers(straight)[STOP:], numbers(resumed)
     assert [line["step"] for line in after] == list(range(STOP + 1, STEPS + 1))
-    for old, new in zip(before, after, strict=True):
+    for old, new in zip(went_on, after, strict=True):
         assert new["learning_rate"] == old["learning_rate"]
         for value in ("loss", "auxiliary_loss", "grad_norm"):
             assert new[value] == pytest.approx(old[value], rel=tolerance, abs=tolerance), value
@@ -194,6 +205,19 @@ def test_another_world_goes_on_within_rounding(
     for key, tensor in theirs.items():
         if not key.startswith("rng/"):
             torch.testing.assert_close(ours[key], tensor, rtol=tolerance, atol=tolerance)
+
+
+def test_a_checkpoint_without_the_placements_still_loads(runs: Runs) -> None:
+    """Checkpoints of earlier versions know neither owners and loads nor what a policy keeps."""
+    case = Case(restless=True, policy="replication")
+    resumed = runs.stopped(case, 2, "earlier-version")
+    path = resumed / "checkpoints" / f"step-{STOP:08d}"
+    record = read_record(path)
+    meta = {name: value for name, value in record.meta.items() if name != "experts"}
+    write_record(path, record.step, encode_meta(meta), record.files)
+    run_ranks(train_on_rank, 2, case.config(runs.folder, resumed.name), "auto")
+    for old, new in zip(numbers(runs.straight(case, 2)), numbers(resumed), strict=True):
+        assert new["loss"] == pytest.approx(old["loss"], rel=1e-4)
 
 
 def test_every_rank_and_seed_draws_numbers_of_its_own(runs: Runs) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from collectives.placement import Placement
 from hecate.planner.load import Counts, LoadWindow
@@ -15,8 +16,10 @@ class Policy(Protocol):
     before. ``after_gate``: who holds a layer's experts once its counts ``[W, E]`` are known, which
     may add copies; the same object where it adds none. ``new_owners``: who owns each layer's
     experts from the next step on; the same tuple where nobody moves. ``route``: whose slots who
-    computes, ``[W, E]`` counts to ``[W, E, W]``. ``exact``: whether training under it computes
-    what one process would. A policy that inherits leaves to these methods what it does not do.
+    computes, ``[W, E]`` counts to ``[W, E, W]``. ``state``: what its decisions depend on beside
+    loads and owners, as JSON for a checkpoint; ``restore`` takes it up in a run of as many ranks.
+    ``exact``: whether training under it computes what one process would. A policy that inherits
+    leaves to these methods what it does not do.
     """
 
     name: str
@@ -36,3 +39,9 @@ class Policy(Protocol):
         return owners
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts: ...
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        return

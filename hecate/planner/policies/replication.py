@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -53,6 +54,16 @@ class Replication(Policy):
                 held = own
             self._held[layer] = self._adjusted(loads_E[: own.num_chunks], own, held)
         return tuple(self._held[layer] for layer in range(len(owners)))
+
+    def state(self) -> dict[str, Any]:
+        held = [self._held[layer].holders for layer in range(len(self._held))]
+        return {"holders": [[list(ranks) for ranks in holders] for holders in held]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._held = {
+            layer: Placement(tuple(tuple(ranks) for ranks in holders), len(self._node_of_rank))
+            for layer, holders in enumerate(state["holders"])
+        }
 
     def _adjusted(self, loads_E: Loads, own: Placement, held: Placement) -> Placement:
         wanted = choose_copies(loads_E, own, self._costs)
