@@ -5,6 +5,12 @@
 | report.py | | what a benchmark is asked and answers; its table and its JSON |
 | machine.py | executes | the machine, the packages, the commit of a measurement |
 | train.py | executes | this trainer and its peers, all models and layouts -> a report |
+| fssdp.py | executes | FSSDP, its rivals and the ceiling under replayed loads -> a report |
+| contest.py | executes | one row of it on one rank: every strategy in turn |
+| strategies.py | executes | a trainer under one policy, one step at a time |
+| replay.py | decides | a trace in whole numbers; its choices in the router's place |
+| recorded_loads.py | executes | the loads of a real training |
+| margins.py | decides | steps of all strategies -> rows and summary |
 | planner.py | executes | the planner's rules, on loads made up -> a report |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
@@ -18,6 +24,7 @@
 
 from collections.abc import Callable
 
+from hecate.bench.fssdp import bench_fssdp
 from hecate.bench.machine import machine_facts, source_commit
 from hecate.bench.planner import bench_planner
 from hecate.bench.report import BenchOptions, Report, document, render, write_json
@@ -25,6 +32,7 @@ from hecate.bench.train import bench_train
 
 BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "train": bench_train,
+    "fssdp": bench_fssdp,
     "planner": bench_planner,
 }
 

@@ -1,4 +1,4 @@
-"""The processes of one contender, seen from the one that measures."""
+"""The processes of one contender, or of all that share them, seen from the one that measures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from hecate.bench.peers import Contender, Job
 from hecate.bench.turns import Failed, Ready, Turn
-from hecate.bench.worker import Place, run_contender
+from hecate.bench.worker import Place, Task, Work, run_rank
+from hecate.bench.workloads import Layout
 from hecate.errors import HecateError
 
 # Imported once in the server that ranks fork from, so that a rank starts in a fraction of a second.
@@ -53,17 +53,18 @@ class Crew:
 
     def wait_ready(self) -> dict[str, str]:
         """The settings that the contender reports once it is built."""
-        answers = self._collect("to be built")
+        answers = self._collect("to be built", self._timeout_s)
         assert isinstance(answers[0], Ready)
         return answers[0].settings
 
     def turn(self, steps: int) -> Turn:
         """Let it train ``steps`` steps; the time of its slowest rank, losses over all ranks."""
-        for connection in self._connections:
-            with suppress(OSError):  # a rank that has died: _collect says so
-                connection.send(steps)
-        turns = [answer for answer in self._collect("in a turn") if isinstance(answer, Turn)]
-        return combine(turns)
+        answers = self._ask(steps, "in a turn", self._timeout_s)
+        return combine([answer for answer in answers if isinstance(answer, Turn)])
+
+    def do(self, task: Task, *, timeout_s: float) -> list[object]:
+        """What ``task`` returns on each rank; for a crew whose work is ``do_tasks``."""
+        return self._ask(task, "in a task", timeout_s)
 
     def kill(self) -> None:
         for process in self._processes:
@@ -72,14 +73,20 @@ class Crew:
         for process in self._processes:
             process.join()
 
-    def _collect(self, when: str) -> list[object]:
-        deadline = time.monotonic() + self._timeout_s
+    def _ask(self, request: object, when: str, timeout_s: float) -> list[object]:
+        for connection in self._connections:
+            with suppress(OSError):  # a rank that has died: _collect says so
+                connection.send(request)
+        return self._collect(when, timeout_s)
+
+    def _collect(self, when: str, timeout_s: float) -> list[object]:
+        deadline = time.monotonic() + timeout_s
         answers: dict[int, object] = {}
         while len(answers) < len(self._connections):
             pending = {c: r for r, c in enumerate(self._connections) if r not in answers}
             ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                reason = f"no answer in {self._timeout_s:.0f} s"
+                reason = f"no answer in {timeout_s:.0f} s"
                 raise self._failure(when, min(pending.values()), reason)
             for connection in ready:
                 assert isinstance(connection, Connection)
@@ -109,18 +116,20 @@ def combine(turns: Sequence[Turn]) -> Turn:
 @contextmanager
 def crew_of(
     name: str,
-    train: Contender,
-    job: Job,
+    work: Work,
+    layout: Layout,
     *,
     cores: Sequence[int],
     folder: Path,
     timeout_s: float,
+    seed: int,
+    keep_freed_memory: bool = False,
 ) -> Iterator[Crew]:
-    """Start the ranks of a contender; they are gone at the end, whatever happens.
+    """Start ranks that do ``work``; they are gone at the end, whatever happens.
 
     One process may use all of its layout's cores; each of several ranks has one for itself.
     """
-    world_size, threads = job.layout.world_size, job.layout.threads
+    world_size, threads = layout.world_size, layout.threads
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(_PRELOAD)
     store = folder / f"{name}-store"
@@ -139,10 +148,10 @@ def crew_of(
                 store=store,
                 log=logs[rank],
                 timeout_s=timeout_s,
+                seed=seed,
+                keep_freed_memory=keep_freed_memory,
             )
-            process = server.Process(
-                target=run_contender, args=(theirs, train, job, place), daemon=True
-            )
+            process = server.Process(target=run_rank, args=(theirs, work, place), daemon=True)
             process.start()
             theirs.close()
             processes.append(process)

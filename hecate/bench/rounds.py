@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from hecate.bench.compare import Measured
 from hecate.bench.crew import ContenderError, Crew, crew_of, usable_cores
 from hecate.bench.peers import OURS, Entry, Implementations, Job
 from hecate.bench.turns import Turn
+from hecate.bench.worker import take_turns
 
 CHOOSES = "plain"
 """The peer that measures which implementations are fastest, for the peers after it."""
@@ -89,11 +91,13 @@ class Stage:
         self._say(f"{self._name}: building {title}")
         return crew_of(
             name,
-            self._contenders[name].train,
-            self._job,
+            partial(take_turns, self._contenders[name].train, self._job),
+            self._job.layout,
             cores=usable_cores(),
             folder=self._folder,
             timeout_s=self._pace.answer_timeout_s,
+            seed=self._job.seed,
+            keep_freed_memory=self._job.keep_freed_memory,
         )
 
     def _blank(self, name: str) -> Measured:

@@ -89,6 +89,14 @@ def synthetic_traces(num_experts: int, world_size: int, top_k: int) -> tuple[Tra
     )
 
 
+def recorded_trace(name: str, counts_SYE: npt.NDArray[np.int64], top_k: int) -> Trace:
+    """The loads of a run step by step, from its first; after its last step they stay."""
+    totals_SY1 = counts_SYE.sum(2, keepdims=True)
+    shares_SYE = counts_SYE / totals_SY1
+    last = len(shares_SYE) - 1
+    return Trace(name, top_k, False, lambda step, layer: shares_SYE[min(step, last), layer])
+
+
 def counts_of(shares_E: Shares, num_tokens: int, top_k: int) -> npt.NDArray[np.int64]:
     """Whole slots for each expert: ``num_tokens * top_k`` in all, none above ``num_tokens``.
 

@@ -1,4 +1,4 @@
-"""One rank of one contender: a process of its own, bound to its cores, for the whole comparison."""
+"""One rank of a crew: a process of its own, bound to its cores, for the whole comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,13 +18,19 @@ import torch.distributed as dist
 
 from hecate.bench.peers import Contender, Job
 from hecate.bench.turns import Failed, Turns, TurnsOver
-from hecate.mesh import MeshConfig, Rendezvous, open_mesh
+from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
 from hecate.train.host_memory import keep_freed_memory
+
+Work = Callable[[ParallelContext, Connection], None]
+"""What a rank does: it answers what comes through the connection, until that is closed."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank runs: it meets the others at the file ``store`` and prints into ``log``."""
+    """Where a rank runs: it meets the others at the file ``store`` and prints into ``log``.
+
+    ``keep_freed_memory``: whether it begins with the trainer's malloc settings.
+    """
 
     rank: int
     world_size: int
@@ -32,10 +39,12 @@ class Place:
     store: Path
     log: Path
     timeout_s: float
+    seed: int
+    keep_freed_memory: bool
 
 
-def run_contender(connection: Connection, train: Contender, job: Job, place: Place) -> None:
-    """The main function of a rank's process; ends when ``connection`` closes."""
+def run_rank(connection: Connection, work: Work, place: Place) -> None:
+    """The main function of a rank's process; ends with its work."""
     _write_to(place.log)
     bind(place.cores)
     # Libraries read these: torchrun would set them, and accelerate sets threads where it sees none.
@@ -50,8 +59,8 @@ def run_contender(connection: Connection, train: Contender, job: Job, place: Pla
         )
     torch.set_num_threads(place.threads)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(job.seed)
-    if job.keep_freed_memory:
+        seed(place.seed)
+    if place.keep_freed_memory:
         keep_freed_memory()
     rendezvous = Rendezvous(
         place.rank,
@@ -62,13 +71,28 @@ def run_contender(connection: Connection, train: Contender, job: Job, place: Pla
     try:
         mesh = MeshConfig(device="cpu", timeout_s=place.timeout_s)
         with open_mesh(mesh, rendezvous) as ctx:
-            train(job, ctx, Turns(connection, time.perf_counter))
-    except TurnsOver:
-        pass
+            work(ctx, connection)
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [type(error).__name__]
         connection.send(Failed(lines[0]))
+
+
+def take_turns(train: Contender, job: Job, ctx: ParallelContext, connection: Connection) -> None:
+    """Let a contender train whenever it is asked to."""
+    with suppress(TurnsOver):
+        train(job, ctx, Turns(connection, time.perf_counter))
+
+
+Task = Callable[[ParallelContext], object]
+
+
+def do_tasks(ctx: ParallelContext, connection: Connection) -> None:
+    """Do what arrives, ``Task`` after ``Task``, and send back what each returns."""
+    with suppress(EOFError):
+        while True:
+            task: Task = connection.recv()
+            connection.send(task(ctx))
 
 
 def bind(cores: Sequence[int]) -> None:

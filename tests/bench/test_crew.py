@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ from toy_workload import TOY
 from hecate.bench.crew import ContenderError, combine, cores_of, crew_of
 from hecate.bench.peers import Job
 from hecate.bench.turns import Turn, Turns
+from hecate.bench.worker import do_tasks, take_turns
 from hecate.bench.workloads import TWO_RANKS
 from hecate.mesh import ParallelContext
 
@@ -44,11 +46,12 @@ def hangs(job: Job, ctx: ParallelContext, turns: Turns) -> None:
 def crew(train: object, folder: Path, timeout_s: float = 60) -> object:
     return crew_of(
         "toy",
-        train,  # type: ignore[arg-type]
-        JOB,
+        partial(take_turns, train, JOB),  # type: ignore[arg-type]
+        JOB.layout,
         cores=(),
         folder=folder,
         timeout_s=timeout_s,
+        seed=JOB.seed,
     )
 
 
@@ -88,6 +91,24 @@ def test_a_rank_that_hangs_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(ContenderError, match="no answer"):
             toy.turn(1)
     assert not psutil.pid_exists(pid)
+
+
+def which_rank(ctx: ParallelContext) -> int:
+    return ctx.rank
+
+
+def fails(ctx: ParallelContext) -> None:
+    raise RuntimeError("no such task")
+
+
+def test_a_crew_does_tasks_until_one_fails(tmp_path: Path) -> None:
+    with crew_of(
+        "toy", do_tasks, TWO_RANKS, cores=(), folder=tmp_path, timeout_s=60, seed=1
+    ) as toy:
+        assert toy.do(which_rank, timeout_s=60) == [0, 1]
+        assert toy.do(which_rank, timeout_s=60) == [0, 1]
+        with pytest.raises(ContenderError, match="failed in a task"):
+            toy.do(fails, timeout_s=60)
 
 
 def test_a_turn_of_ranks_is_as_slow_as_the_slowest() -> None:

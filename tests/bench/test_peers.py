@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from toy_workload import TOY, text_file
 
-from hecate.bench.crew import crew_of
-from hecate.bench.peers import CONTENDERS, OURS, Implementations, Job
+from hecate.bench.crew import Crew, crew_of
+from hecate.bench.peers import CONTENDERS, OURS, Contender, Implementations, Job
 from hecate.bench.peers.hecate_trainer import run_config
+from hecate.bench.worker import take_turns
 from hecate.bench.workloads import TWO_RANKS, Layout, write_batches, write_weights
 from hecate.data import DataConfig
 from hecate.data.progress import quiet
@@ -36,9 +39,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     )
 
 
+def crew_that(name: str, train: Contender, job: Job, folder: Path) -> AbstractContextManager[Crew]:
+    """A crew in which ``train`` takes its turns."""
+    work = partial(take_turns, train, job)
+    return crew_of(name, work, job.layout, cores=(), folder=folder, timeout_s=120, seed=job.seed)
+
+
 def losses_of(name: str, job: Job, folder: Path) -> tuple[float, ...]:
     entry = CONTENDERS[name]
-    with crew_of(name, entry.train, job, cores=(), folder=folder, timeout_s=120) as crew:
+    with crew_that(name, entry.train, job, folder) as crew:
         crew.wait_ready()
         return (*crew.turn(1).losses, *crew.turn(STEPS - 2).losses)
 
@@ -66,7 +75,7 @@ def test_a_peer_has_our_losses(peer: str, layout: Layout, job: Job, tmp_path: Pa
 def test_the_plain_loop_chooses_its_implementations(job: Job, tmp_path: Path) -> None:
     job = replace(job, implementations=None)
     plain = CONTENDERS["plain"].train
-    with crew_of("plain", plain, job, cores=(), folder=tmp_path, timeout_s=120) as crew:
+    with crew_that("plain", plain, job, tmp_path) as crew:
         settings = crew.wait_ready()
     assert settings["experts"] in ("eager", "grouped_mm", "batched_mm")
     assert settings["attention"] in ("sdpa", "eager")

@@ -32,7 +32,7 @@ def train(job: Job, ctx: ParallelContext, turns: Turns) -> None:
         attention=trainer.model.config._attn_implementation, experts=trainer.experts.policy.name
     )
     for step, rows in enumerate(batches):
-        result = trainer.step.run(step, [_micro_batch(rows)])
+        result = trainer.step.run(step, [micro_batch(rows)])
         turns.step_done(result.loss / ctx.world_size)
 
 
@@ -60,7 +60,8 @@ def run_config(job: Job) -> RunConfig:
     )
 
 
-def _micro_batch(rows: Rows) -> MicroBatch:
+def micro_batch(rows: Rows) -> MicroBatch:
+    """The same rows as the trainer takes them, with the documents that they hold."""
     begins = (rows.position_ids.flatten() == 0).nonzero().flatten()
     ends = torch.cat([begins[1:], begins.new_tensor([rows.position_ids.numel()])])
     return MicroBatch(

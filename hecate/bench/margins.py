@@ -1,0 +1,157 @@
+"""From the steps of all strategies to rows and a summary. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median, quantiles
+
+from pydantic import JsonValue
+
+
+@dataclass(frozen=True)
+class Course:
+    """The timed steps of one strategy, in order, each with its number in the trace.
+
+    ``imbalances``: slots of the busiest rank over the mean, as computed; 0 where unknown.
+    ``copies``: experts copied, over all layers and ranks. ``slot_bytes``: what copies occupy on a
+    rank. ``phases``: seconds of a mean step. ``problem``: why there are no steps.
+    """
+
+    steps: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    imbalances: tuple[float, ...] = ()
+    copies: tuple[int, ...] = ()
+    slot_bytes: int = 0
+    phases: Mapping[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All strategies under one trace with one model.
+
+    ``round_steps``: steps that only together say how fast a strategy is. ``stable``: whether loads
+    stay as they are. ``given_imbalance``: the trace's own, over ranks that own an even part each.
+    """
+
+    model: str
+    trace: str
+    stable: bool
+    round_steps: int
+    given_imbalance: float
+    courses: Mapping[str, Course]
+
+
+def slowest(ranks: Sequence[Course]) -> Course:
+    """One course of all ranks: each step takes as long as its slowest rank."""
+    return replace(
+        ranks[0],
+        seconds=tuple(max(times) for times in zip(*(r.seconds for r in ranks), strict=True)),
+        slot_bytes=max(rank.slot_bytes for rank in ranks),
+    )
+
+
+def speed_ratios(ours: Course, other: Course, round_steps: int) -> tuple[float, ...]:
+    """How many times faster ours was, round by round, over the steps that both took."""
+    ours_s = dict(zip(ours.steps, ours.seconds, strict=True))
+    other_s = dict(zip(other.steps, other.seconds, strict=True))
+    common = [step for step in ours.steps if step in other_s]
+    rounds: dict[int, list[int]] = {}
+    for step in common:
+        rounds.setdefault((step - ours.steps[0]) // round_steps, []).append(step)
+    return tuple(
+        sum(other_s[step] for step in steps) / sum(ours_s[step] for step in steps)
+        for steps in rounds.values()
+    )
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """The quartiles; of fewer than four values, the least and the greatest."""
+    if len(values) < 4:
+        return min(values), max(values)
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def round_seconds(course: Course, round_steps: int) -> tuple[float, ...]:
+    """Seconds of a mean step in each round."""
+    rounds: dict[int, list[float]] = {}
+    for step, seconds in zip(course.steps, course.seconds, strict=True):
+        rounds.setdefault((step - course.steps[0]) // round_steps, []).append(seconds)
+    return tuple(sum(taken) / len(taken) for taken in rounds.values())
+
+
+def rows_of(
+    standing: Standing, titles: Mapping[str, str], *, ours: str, ceiling: str
+) -> list[dict[str, JsonValue]]:
+    """The report's rows of one trace."""
+    rows = []
+    mine = standing.courses[ours]
+    for name, course in standing.courses.items():
+        row: dict[str, JsonValue] = {
+            "model": standing.model,
+            "trace": standing.trace,
+            "strategy": titles[name],
+            "status": course.problem or "ok",
+        }
+        if course.problem:
+            rows.append(row)
+            continue
+        taken_s = round_seconds(course, standing.round_steps)
+        ratios = speed_ratios(mine, course, standing.round_steps)
+        shares = speed_ratios(course, standing.courses[ceiling], standing.round_steps)
+        low, high = spread(ratios)
+        row |= {
+            "ms": 1e3 * median(taken_s),
+            "rounds": len(taken_s),
+            "ceiling_share": median(shares),
+            "ours_over_it": median(ratios),
+            "ours_over_it_quartiles": f"{low:.3f} - {high:.3f}",
+            "ours_over_it_rounds": list(ratios),
+            "imbalance_given": standing.given_imbalance,
+            "imbalance": sum(course.imbalances) / len(course.imbalances) or None,
+            "copies": sum(course.copies) / len(course.copies),
+            "slot_mib": course.slot_bytes / 2**20,
+            "phases_ms": {phase: 1e3 * taken for phase, taken in course.phases.items()},
+        }
+        rows.append(row)
+    return rows
+
+
+HOT, MOVING = ("hot_1.5", "hot_1.9"), ("rotating", "burst")
+
+
+def summarise(
+    standings: Sequence[Standing], *, model: str, ours: str, ceiling: str
+) -> dict[str, float]:
+    """The summary keys that the standings of ``model`` give.
+
+    The ceiling is no rival. Of several traces, the worst counts.
+    """
+    mine = {s.trace: s for s in standings if s.model == model}
+
+    def share(trace: str) -> float:
+        return median(_against(mine[trace], ours, ceiling))
+
+    def margin(standing: Standing) -> float:
+        others = [
+            name
+            for name, course in standing.courses.items()
+            if name not in (ours, ceiling) and not course.problem
+        ]
+        return min(median(_against(standing, ours, name)) for name in others)
+
+    return {
+        "ceiling_share_real": share("real"),
+        "ceiling_share_hot": min(share(trace) for trace in HOT),
+        "ceiling_share_rotating": min(share(trace) for trace in MOVING),
+        "speedup_vs_ep_hot": median(_against(mine["hot_1.9"], ours, "expert_parallel")),
+        "balanced_vs_ep": median(_against(mine["balanced"], ours, "expert_parallel")),
+        "min_margin_stable": min(margin(s) for s in mine.values() if s.stable),
+        "min_margin_moving": min(margin(s) for s in mine.values() if not s.stable),
+    }
+
+
+def _against(standing: Standing, ours: str, other: str) -> tuple[float, ...]:
+    return speed_ratios(standing.courses[ours], standing.courses[other], standing.round_steps)
