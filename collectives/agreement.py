@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from collectives.errors import PlanDisagreement
+from collectives.errors import PlanDisagreement, listed, naming
 
 
 def agree(
@@ -19,22 +19,26 @@ def agree(
     world_size: int,
     *,
     device: torch.device,
+    layers: Sequence[str] = (),
 ) -> None:
     """Return if every rank came with the same ``digest``; otherwise raise on every one of them.
 
     ``digest`` stands for the whole plan and ``what[layer]`` for each layer of it, as
-    ``Schedule.digest`` and ``Change.digest`` make them: 63 bits. One collective of two integers a
-    rank where all agree; a second one, where they do not, finds the layers.
+    ``Schedule.digest`` and ``Change.digest`` make them: 63 bits. ``layers``: what the error calls
+    each layer, instead of its number. One collective of two integers a rank where all agree; a
+    second one, where they do not, finds the layers.
 
-    Raises ``PlanDisagreement`` with the same layers and ranks named on all ranks.
+    Raises ``PlanDisagreement`` with the same layers and ranks named on all ranks, and what a
+    collective raises where a rank died or does not answer.
     """
-    heads = _gather([digest, len(what)], group, world_size, device)
-    if all(head == heads[0] for head in heads):
-        return
-    longest = max(length for _, length in heads)
-    padded = [*what, *[0] * (longest - len(what))]
-    layers = _gather(padded, group, world_size, device) if longest else [[]] * world_size
-    raise PlanDisagreement(_difference(rank, heads, layers))
+    with naming(lambda: f"the agreement on plans of {_all_layers(what, layers)}", rank):
+        heads = _gather([digest, len(what)], group, world_size, device)
+        if all(head == heads[0] for head in heads):
+            return
+        longest = max(length for _, length in heads)
+        padded = [*what, *[0] * (longest - len(what))]
+        found = _gather(padded, group, world_size, device) if longest else [[]] * world_size
+    raise PlanDisagreement(_difference(rank, heads, found, layers))
 
 
 def _gather(
@@ -47,19 +51,28 @@ def _gather(
     return found
 
 
-def _difference(rank: int, heads: list[list[int]], layers: list[list[int]]) -> str:
+def _all_layers(what: Sequence[int], layers: Sequence[str]) -> str:
+    return listed("layer", layers) if layers else f"{len(what)} layers"
+
+
+def _difference(
+    rank: int, heads: list[list[int]], found: list[list[int]], layers: Sequence[str]
+) -> str:
     """What differs from the plan that most ranks have; of equals, that of the lowest rank."""
     lengths = [length for _, length in heads]
     if len(set(lengths)) > 1:
         text = f"plans of {_by_ranks(lengths, 'layers')}"
     else:
         parts = [
-            f"layer {layer} on {_named(odd)}"
+            f"layer {layers[layer] if layers else layer} on {listed('rank', odd)}"
             for layer in range(lengths[0])
-            if (odd := _odd_ones([found[layer] for found in layers]))
+            if (odd := _odd_ones([digests[layer] for digests in found]))
         ]
         odd = _odd_ones([digest for digest, _ in heads])
-        text = "; ".join(parts) or f"the same layers, but not the same transfers, on {_named(odd)}"
+        text = (
+            "; ".join(parts)
+            or f"the same layers, but not the same transfers, on {listed('rank', odd)}"
+        )
         text = f"another plan than most: {text}"
     return (
         f"rank {rank}: the ranks are about to launch different collectives: {text}; "
@@ -77,10 +90,10 @@ def _odd_ones(values: Sequence[int]) -> list[int]:
 
 def _by_ranks(values: Sequence[int], noun: str) -> str:
     return ", ".join(
-        f"{value} {noun} on {_named([r for r, other in enumerate(values) if other == value])}"
+        f"{value} {noun} on {listed('rank', _ranks_of(values, value))}"
         for value in dict.fromkeys(values)
     )
 
 
-def _named(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+def _ranks_of(values: Sequence[int], value: int) -> list[int]:
+    return [rank for rank, other in enumerate(values) if other == value]

@@ -1,15 +1,15 @@
-"""The handle of a collective under way, and the names of what can go wrong with it."""
+"""The handle of a collective under way, which names what goes wrong with it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 
-from collectives.errors import CollectiveError, CollectiveTimeout, PeerLost
+from collectives.errors import listed, naming
+from collectives.schedule import layer_name
 from collectives.transports.protocol import Launch, Steps, Transport
 
 
@@ -31,7 +31,7 @@ class Handle:
 
     def __init__(self, what: str, launch: Launch, transport: Transport, steps: Steps) -> None:
         """Launches; ``steps`` are those of ``transport`` for ``launch``."""
-        self._what, self._rank = what, launch.rank
+        self._what, self._rank = _description(what, launch, transport), launch.rank
         self._steps: Steps | None = steps
         self._works: Sequence[dist.Work] = ()
         self._error: Exception | None = None
@@ -43,7 +43,7 @@ class Handle:
         if several and launch.device.type == "cuda":
             self._queue(transport.resources.stream(launch.device))
             return
-        with _naming(what, launch.rank):
+        with naming(self._what, self._rank):
             self._advance()
         if several and self._steps is not None:
             self._thread = threading.Thread(target=self._drive, name=what, daemon=True)
@@ -87,7 +87,7 @@ class Handle:
     def _drive(self) -> None:
         """Wait and advance until the end; what goes wrong is kept for whoever waits."""
         try:
-            with _naming(self._what, self._rank):
+            with naming(self._what, self._rank):
                 while self._steps is not None:
                     for work in self._works:
                         work.wait()
@@ -114,27 +114,19 @@ def _num_rounds(launch: Launch, transport: Transport) -> int:
     return sum(1 for sends, receives in zip(*sides, strict=True) if sends or receives)
 
 
-_LOST = ("closed", "reset", "refused", "broken pipe", "aborted", "socket", "gloo/transport")
-_SLOW = ("timed out", "timeout")
+def _description(what: str, launch: Launch, transport: Transport) -> Callable[[], str]:
+    """The collective by its layers and the ranks that this one exchanges rows with."""
+    changes, schedule, rank = launch.changes, launch.schedule, launch.rank
+    everyone = transport.takes_everyone
 
+    def text() -> str:
+        layers = sorted({item.layer for transfers in schedule.rounds for item in transfers})
+        sides = (*schedule.sends(rank), *schedule.receives(rank))
+        ends = {end for side in sides for item in side for end in (item.source, item.target)}
+        peers = set(range(schedule.world_size)) if everyone else ends
+        return (
+            f"the {what} of {listed('layer', [layer_name(changes, layer) for layer in layers])} "
+            f"with {listed('rank', sorted(peers - {rank}))}"
+        )
 
-@contextmanager
-def _naming(what: str, rank: int) -> Iterator[None]:
-    """Failures of the backend as errors that say which collective failed, on which rank."""
-    try:
-        yield
-    except CollectiveError:
-        raise
-    except RuntimeError as error:
-        text = (str(error).splitlines() or [""])[0].split(" This is typically")[0][:300]
-        if any(word in text.lower() for word in _SLOW):
-            raise CollectiveTimeout(
-                f"rank {rank}: the {what} was not over within the group's timeout; another rank "
-                f"hangs, or never launched it ({text})"
-            ) from error
-        if any(word in text.lower() for word in _LOST):
-            raise PeerLost(
-                f"rank {rank}: the {what} lost a rank, which most likely died; look for the first "
-                f"error among the other ranks' output ({text})"
-            ) from error
-        raise
+    return text

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from collectives.placement import Placement
@@ -22,23 +22,26 @@ from collectives.topology import Topology
 class Change:
     """One layer's placements without and with its copies; ``chunk_bytes``: bytes of each chunk.
 
-    A gather takes ``before -> after``, the mirrored reduction ``after -> before``.
+    A gather takes ``before -> after``, the mirrored reduction ``after -> before``. ``name``: what
+    errors call the layer; without one, it is its place among the changes of the launch.
     """
 
     before: Placement
     after: Placement
     chunk_bytes: int
+    name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        where = f"layer {self.name}: " if self.name else ""
         here = (self.before.num_chunks, self.before.world_size)
         there = (self.after.num_chunks, self.after.world_size)
         if here != there:
             raise ValueError(
-                f"a change from {here[0]} chunks over {here[1]} ranks to {there[0]} chunks over "
-                f"{there[1]} ranks; expected both placements of the same chunks and ranks"
+                f"{where}a change from {here[0]} chunks over {here[1]} ranks to {there[0]} chunks "
+                f"over {there[1]} ranks; expected both placements of the same chunks and ranks"
             )
         if self.chunk_bytes < 1:
-            raise ValueError(f"chunks of {self.chunk_bytes} bytes; expected at least 1")
+            raise ValueError(f"{where}chunks of {self.chunk_bytes} bytes; expected at least 1")
 
     @cached_property
     def travelling(self) -> tuple[int, ...]:
@@ -149,6 +152,11 @@ class Schedule:
         return _hash(numbers)
 
 
+def layer_name(changes: Sequence[Change], layer: int) -> str:
+    """What errors call a layer of a launch."""
+    return changes[layer].name or str(layer)
+
+
 def gather_schedule(
     changes: Sequence[Change], topology: Topology, *, hierarchical: bool
 ) -> Schedule:
@@ -163,7 +171,7 @@ def gather_schedule(
     other ranks than ``topology``.
     """
     for layer, change in enumerate(changes):
-        _check(layer, change, topology.world_size)
+        _check(layer_name(changes, layer), change, topology.world_size)
     if hierarchical:
         rounds = _two_level_rounds(changes, topology)
     else:
@@ -199,7 +207,7 @@ def nearly_everywhere(change: Change) -> tuple[int, ...]:
     return tuple(c for c in change.travelling if 8 * len(change.after.holders[c]) >= least)
 
 
-def _check(layer: int, change: Change, world_size: int) -> None:
+def _check(layer: str, change: Change, world_size: int) -> None:
     if change.before.world_size != world_size:
         raise ValueError(
             f"layer {layer} is placed over {change.before.world_size} ranks; "

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from collectives.handle import Handle
-from collectives.schedule import Change, Schedule
+from collectives.schedule import Change, Schedule, layer_name
 from collectives.transports.protocol import Launch, Rows, Transport
 
 __all__ = ["Handle", "Rows", "sparse_all_gather", "sparse_reduce_scatter"]
@@ -82,14 +82,16 @@ def _checked(
                 row = rows[item.layer].get(item.chunk)
                 if row is None:
                     raise ValueError(
-                        f"rank {rank}: no row of chunk {item.chunk} of layer {item.layer}, which "
-                        f"travels from rank {item.source} to rank {item.target} in this {what}"
+                        f"rank {rank}: no row of chunk {item.chunk} of layer "
+                        f"{layer_name(changes, item.layer)}, which travels from rank {item.source} "
+                        f"to rank {item.target} in this {what}"
                     )
                 expected = changes[item.layer].chunk_bytes
                 found = row.numel() * row.element_size()
                 if found != expected or row.dim() != 1 or not row.is_contiguous():
                     raise ValueError(
-                        f"rank {rank}: the row of chunk {item.chunk} of layer {item.layer} is a "
+                        f"rank {rank}: the row of chunk {item.chunk} of layer "
+                        f"{layer_name(changes, item.layer)} is a "
                         f"{'' if row.is_contiguous() else 'strided '}tensor of shape "
                         f"{tuple(row.shape)} and {found} bytes; expected a contiguous [C] of "
                         f"{expected} bytes"

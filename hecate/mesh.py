@@ -19,6 +19,7 @@ from pydantic import Field
 from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from collectives.errors import CollectiveError, PlanDisagreement
 from hecate.config import Config
 from hecate.errors import CollectiveFailure, MeshError
 
@@ -194,15 +195,20 @@ _TRANSPORT_WORDS = (
 def naming(collective: str, rank: int) -> Iterator[None]:
     """Turn a transport failure inside into a ``CollectiveFailure`` that names rank and collective.
 
-    Errors that do not come from the transport pass through as they are.
+    Ranks that planned differently are told so. Other errors pass through as they are.
     """
     try:
         yield
-    except CollectiveFailure:
-        raise
+    except PlanDisagreement as error:
+        raise CollectiveFailure(
+            f"rank {rank}: {collective} was not launched, since ranks planned differently",
+            got=str(error),
+            fix="report it, with the configuration and the loads of the step before",
+        ) from error
     except RuntimeError as error:
         text = str(error)
-        if not any(word in text.lower() for word in _TRANSPORT_WORDS):
+        ours = isinstance(error, CollectiveError)
+        if not ours and not any(word in text.lower() for word in _TRANSPORT_WORDS):
             raise
         raise CollectiveFailure(
             f"rank {rank}: {collective} failed, most likely because another rank died or hung",

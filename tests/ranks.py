@@ -12,7 +12,8 @@ import pickle
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,50 @@ def run_ranks(
     ``fn`` must be a module-level function. A rank that raises, dies or outlives ``timeout_s``
     ends the others and raises ``RankError`` here.
     """
+    with _ranks(_rank_main, fn, world_size, args) as ends:
+        return _collect(ends, time.monotonic() + timeout_s, timeout_s)
+
+
+def run_mortals(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 60.0, **mesh: Any
+) -> dict[int, Any]:
+    """``run_ranks`` for ranks that may kill themselves: the results of those that did not, by rank.
+
+    ``mesh``: settings of the mesh. The groups are left as they are at the end, since without all
+    ranks they cannot be closed.
+    """
+    results: dict[int, Any] = {}
+    deadline_s = time.monotonic() + timeout_s
+    with _ranks(_mortal_main, fn, world_size, (mesh, *args)) as ends:
+        for rank, end in enumerate(ends):
+            if not end.poll(max(0.0, deadline_s - time.monotonic())):
+                raise RankError(f"rank {rank} gave nothing in {timeout_s:.0f} s")
+            with suppress(EOFError):
+                failed, results[rank] = pickle.loads(end.recv_bytes())
+                if failed:
+                    raise RankError(f"rank {rank} raised:\n{results[rank]}")
+    return results
+
+
+@contextmanager
+def _ranks(
+    main: Callable[..., None], fn: Callable[..., Any], world_size: int, args: Any
+) -> Iterator[list[Connection]]:
+    """A process for each rank, which is gone at the end, and our ends of their pipes."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder, "store"))
         processes, ends = [], []
         for rank in range(world_size):
             ours, theirs = FORKSERVER.Pipe(duplex=False)
             process = FORKSERVER.Process(
-                target=_rank_main, args=(theirs, fn, rank, world_size, store, args), daemon=True
+                target=main, args=(theirs, fn, rank, world_size, store, args), daemon=True
             )
             process.start()
             theirs.close()
             processes.append(process)
             ends.append(ours)
         try:
-            return _collect(ends, time.monotonic() + timeout_s, timeout_s)
+            yield ends
         finally:
             for process in processes:
                 if process.is_alive():
@@ -76,6 +107,30 @@ def _collect(ends: list[Connection], deadline: float, timeout_s: float) -> list[
 def _rank_main(
     end: Connection, fn: Callable[..., Any], rank: int, world_size: int, store: str, args: Any
 ) -> None:
+    message = _outcome(fn, rank, world_size, store, args, {})
+    end.send_bytes(pickle.dumps(message))
+    end.close()
+
+
+def _mortal_main(
+    end: Connection, fn: Callable[..., Any], rank: int, world_size: int, store: str, args: Any
+) -> None:
+    def and_leave(ctx: Any, *args: Any) -> None:
+        try:
+            message = (False, fn(ctx, *args))
+        except BaseException:
+            message = (True, traceback.format_exc())
+        end.send_bytes(pickle.dumps(message))
+        os._exit(0)
+
+    message = _outcome(and_leave, rank, world_size, store, args[1:], args[0])
+    end.send_bytes(pickle.dumps(message))
+
+
+def _outcome(
+    fn: Callable[..., Any], rank: int, world_size: int, store: str, args: Any, mesh: dict[str, Any]
+) -> tuple[bool, Any]:
+    """Whether it failed, and what ``fn`` returned or the traceback."""
     import torch
     import torch.distributed as dist
 
@@ -85,9 +140,8 @@ def _rank_main(
     torch.set_num_threads(1)
     try:
         rendezvous = Rendezvous(rank, world_size, rank, dist.FileStore(store, world_size))
-        with open_mesh(MeshConfig(device="cpu", timeout_s=60), rendezvous) as ctx:
-            message = (False, fn(ctx, *args))
+        config = MeshConfig(**{"device": "cpu", "timeout_s": 60, **mesh})
+        with open_mesh(config, rendezvous) as ctx:
+            return False, fn(ctx, *args)
     except BaseException:
-        message = (True, traceback.format_exc())
-    end.send_bytes(pickle.dumps(message))
-    end.close()
+        return True, traceback.format_exc()

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from collectives import CollectiveTimeout, PlanDisagreement
 from hecate.errors import CollectiveFailure, ConfigError, HecateError, MeshError
 from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, naming, open_mesh, sum_over
 
@@ -196,6 +197,17 @@ def test_naming_lets_other_errors_pass(error):
     with pytest.raises(type(error)) as caught, naming("a collective", 0):
         raise error
     assert caught.value is error
+
+
+def test_naming_says_what_lasted_or_differed_in_a_sparse_collective():
+    with pytest.raises(CollectiveFailure) as caught, naming("the gather of blocks.7", 2):
+        raise CollectiveTimeout("rank 2: nobody answered")
+    assert caught.value.what.startswith("rank 2: the gather of blocks.7 failed")
+    assert caught.value.got == "rank 2: nobody answered"
+    with pytest.raises(CollectiveFailure) as caught, naming("the gather of blocks.7", 2):
+        raise PlanDisagreement("another plan than most: layer blocks.7 on rank 1")
+    assert "was not launched, since ranks planned differently" in caught.value.what
+    assert caught.value.got == "another plan than most: layer blocks.7 on rank 1"
 
 
 def test_naming_keeps_the_innermost_name():

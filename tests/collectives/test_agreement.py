@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 
-from collectives import Change, Placement, PlanDisagreement, agree
+from collectives import Change, CollectiveError, Placement, PlanDisagreement, agree
 from hecate.mesh import ParallelContext
 
 CPU = torch.device("cpu")
@@ -57,6 +60,58 @@ def test_every_rank_hears_which_layers_differ_on_which_ranks(plans, message):
     for rank, heard in enumerate(run_ranks(agreement_on_rank, len(plans), plans, timeout_s=30)):
         assert message in heard
         assert heard == "agreed" or heard.startswith(f"rank {rank}: ")
+
+
+def sizes_on_rank(ctx: ParallelContext) -> str:
+    """Rank 2 has chunks of another size, of a layer that has a name."""
+    before = Placement.from_owners([0, 1], 3)
+    after = Placement(((0, 1, 2), (1,)), 3)
+    layer = Change(before, after, 16 if ctx.rank == 2 else 8, name="blocks.7.experts")
+    try:
+        agree(
+            layer.digest(),
+            [layer.digest()],
+            ctx.groups.gather,
+            ctx.rank,
+            ctx.world_size,
+            device=CPU,
+            layers=[layer.name],
+        )
+    except PlanDisagreement as error:
+        return str(error)
+    return "agreed"
+
+
+def test_chunks_of_unequal_size_are_a_disagreement_on_their_layer():
+    for rank, heard in enumerate(run_ranks(sizes_on_rank, 3, timeout_s=30)):
+        assert heard.startswith(f"rank {rank}: the ranks are about to launch different collectives")
+        assert "another plan than most: layer blocks.7.experts on rank 2;" in heard
+
+
+def absent_on_rank(ctx: ParallelContext, dies: bool) -> str:
+    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=2))
+    dist.all_reduce(torch.zeros(1), group=group)  # connected
+    heard = "absent"
+    if ctx.rank == 1 and dies:
+        dist.destroy_process_group(group)  # as when it dies: its connections are closed
+    elif ctx.rank != 1:
+        names = ["blocks.0.experts", "blocks.7.experts"]
+        with pytest.raises(CollectiveError) as caught:
+            agree(5, [7, 8], group, ctx.rank, 3, device=CPU, layers=names)
+        heard = f"{type(caught.value).__name__}: {caught.value}"
+    dist.barrier(group=ctx.groups.control)
+    return heard
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_rank_that_does_not_come_to_agree_is_missed_by_name(dies):
+    first, second, third = run_ranks(absent_on_rank, 3, dies, timeout_s=30)
+    assert second == "absent"
+    for rank, heard in ((0, first), (2, third)):
+        what = "the agreement on plans of layers blocks.0.experts, blocks.7.experts"
+        assert f"rank {rank}: {what} " in heard
+        # Whom the other survivor leaves hanging may hear of its end first.
+        assert heard.startswith(("PeerLost", "CollectiveTimeout") if dies else "CollectiveTimeout")
 
 
 def changes_on_rank(ctx: ParallelContext) -> str:

@@ -158,6 +158,17 @@ def test_a_gather_that_cannot_be_names_layer_chunk_and_ranks(before, after, mess
             build([fine, wrong], topology, hierarchical=hierarchical)
 
 
+def test_a_layer_that_has_a_name_is_called_by_it():
+    before, after = Placement.from_owners([0], 2), Placement(((1,),), 2)
+    wrong = Change(before, after, 8, name="blocks.7.experts")
+    assert wrong == Change(before, after, 8) and wrong.digest() == Change(before, after, 8).digest()
+    topology = Topology.single_node(2, INSIDE)
+    with pytest.raises(ValueError, match=r"chunk 0 of layer blocks\.7\.experts belongs to rank 0"):
+        gather_schedule([wrong], topology, hierarchical=False)
+    with pytest.raises(ValueError, match=r"layer blocks\.7\.experts: chunks of 0 bytes"):
+        Change(before, before, 0, name="blocks.7.experts")
+
+
 def test_a_placement_over_other_ranks_than_the_topology_is_refused():
     layer = change([0], [(0, 1)], 2)
     with pytest.raises(ValueError, match="layer 0 is placed over 2 ranks; .* topology's 4"):

@@ -15,6 +15,7 @@ from ranks import run_ranks
 from collectives import (
     TRANSPORTS,
     Change,
+    CollectiveError,
     CollectiveTimeout,
     LaunchResources,
     Placement,
@@ -318,30 +319,63 @@ def test_ranks_are_those_of_the_group(name):
     assert run_ranks(subgroup_on_rank, 3, name, timeout_s=30) == [[3.0, 4.0]] * 3
 
 
-def absent_on_rank(ctx: ParallelContext, name: str) -> str:
-    """Rank 2 never launches."""
+def absent_on_rank(ctx: ParallelContext, name: str, kind: str) -> str:
+    """Rank 2, the owner, never launches."""
     group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=2))
     before = Placement.from_owners([2], 3)
-    layers = [Change(before, everywhere(before), 4)]
-    message = "absent"
+    layers = [Change(before, everywhere(before), 4 * NUMEL, name="blocks.7.experts")]
+    message = "done"
     if ctx.rank < 2:
-        transport = TRANSPORTS[name]()
-        handle = start("gather", [{0: torch.zeros(1)}], layers, THREE, transport, group, ctx.rank)
-        with pytest.raises(CollectiveTimeout) as caught:
-            handle.wait()
-        with pytest.raises(CollectiveTimeout) as again:
-            handle.wait()
-        assert again.value is caught.value
-        message = str(caught.value)
+        rows, transport = [{0: torch.zeros(NUMEL)}], TRANSPORTS[name]()
+        handle = start(kind, rows, layers, THREE, transport, group, ctx.rank)
+        errors = []
+        for _ in range(2):
+            try:
+                handle.wait()
+            except CollectiveError as error:
+                errors.append(error)
+        if errors:
+            assert errors[0] is errors[1]
+            message = f"{type(errors[0]).__name__}: {errors[0]}"
     dist.barrier(group=ctx.groups.control)
     return message
 
 
+@pytest.mark.parametrize("kind", ["gather", "reduce"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_rank_that_never_launches_is_a_timeout_that_says_where(name):
-    first, second, _ = run_ranks(absent_on_rank, 3, name, timeout_s=30)
-    assert "rank 0: the sparse all-gather was not over within the group's timeout" in first
-    assert "rank 1: the sparse all-gather" in second
+def test_a_rank_that_never_launches_is_a_timeout_that_says_where(name, kind):
+    texts = run_ranks(absent_on_rank, 3, name, kind, timeout_s=30)
+    # Between two nodes rank 0 stands for rank 1; two of the transports take every rank.
+    ends = {"hierarchical": ("ranks 1, 2", "rank 0"), "p2p": ("rank 2", "rank 2")}
+    what = "sparse all-gather" if kind == "gather" else "sparse reduce-scatter"
+    for rank, end in enumerate(ends.get(name, ("ranks 1, 2", "ranks 0, 2"))):
+        if (name, kind, rank) == ("hierarchical", "reduce", 1):
+            assert texts[rank] == "done"  # its part is over once rank 0 has its row
+            continue
+        assert f"rank {rank}: the {what} of layer blocks.7.experts with {end} " in texts[rank]
+    # A rank that has waited long enough closes its connections, of which the other may hear first.
+    kinds = {text.split(":")[0] for text in texts} - {"done"}
+    assert "CollectiveTimeout" in kinds <= {"CollectiveTimeout", "PeerLost"}
+    assert any("was not over within the group's timeout" in text for text in texts)
+
+
+def unequal_on_rank(ctx: ParallelContext, name: str) -> str:
+    """Rank 1 comes with a row of another size than the others'."""
+    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=2))
+    before = Placement.from_owners([0], 3)
+    layers = [Change(before, everywhere(before), 4 * NUMEL, name="blocks.7.experts")]
+    rows = [{0: torch.zeros(NUMEL - (ctx.rank == 1))}]
+    with pytest.raises((ValueError, CollectiveTimeout)) as caught:
+        start("gather", rows, layers, THREE, TRANSPORTS[name](), group, ctx.rank).wait()
+    dist.barrier(group=ctx.groups.control)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_a_row_of_another_size_ends_every_rank_that_needs_it():
+    first, second, _ = run_ranks(unequal_on_rank, 3, "all_to_all", timeout_s=30)
+    assert second.startswith("ValueError: rank 1: the row of chunk 0 of layer blocks.7.experts is")
+    assert f"{4 * NUMEL - 4} bytes; expected a contiguous [C] of {4 * NUMEL} bytes" in second
+    assert first.startswith("CollectiveTimeout: rank 0: the sparse all-gather of layer blocks.7")
 
 
 # What one rank can see for itself.

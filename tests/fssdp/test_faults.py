@@ -1,0 +1,112 @@
+"""A rank that dies or plans badly while experts are copied: one error that names the layer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+from ranks import run_mortals
+from scripted import Scripted
+from toy_models import toy_config
+
+from collectives import Placement
+from hecate.errors import CollectiveFailure
+from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
+from hecate.fssdp.routing import RouterConfig
+from hecate.mesh import ParallelContext
+from hecate.models.build import meta_model
+from hecate.models.families import find_moe_layers
+from hecate.planner.load import LoadWindow
+
+WORLD, VICTIM, TIMEOUT_S = 4, 1, 3.0
+EVERYWHERE = {e: tuple(range(WORLD)) for e in range(16)}
+# Of as many bytes that no socket's buffer takes them.
+WIDE = {"moe_intermediate_size": 4096}
+
+
+@dataclass(frozen=True)
+class Deadly(Scripted):
+    """Kills the process that plans with it; the others plan to copy everything."""
+
+    kills: bool = False
+
+    def plan(
+        self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
+    ) -> tuple[Placement, ...]:
+        if self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().plan(step, loads, owners)
+
+
+def sharded(ctx: ParallelContext, policy: Scripted, phase: object) -> ShardedExperts:
+    model = meta_model(toy_config("qwen3_moe", **WIDE))
+    layers = find_moe_layers(model)
+    release_experts(model, layers)
+    return shard_experts(
+        model,
+        layers,
+        ctx,
+        router=RouterConfig(balance_loss=0.0),
+        policy=policy,
+        rematerialize=False,
+        dtype=torch.float32,
+        compute_dtype=torch.float32,
+        phase=phase,
+    )
+
+
+def gather_on_rank(ctx: ParallelContext) -> str:
+    """The victim dies before it sends its experts."""
+    experts = sharded(
+        ctx,
+        Deadly([EVERYWHERE] * 2, kills=ctx.rank == VICTIM),
+        lambda name: contextlib.nullcontext(),
+    )
+    try:
+        experts.begin_step(0, 1)
+        experts.materializer.experts(0)
+    except CollectiveFailure as failure:
+        return str(failure)
+    return "nothing went wrong"
+
+
+@pytest.mark.parametrize("ranks_per_node", [WORLD, 2])
+def test_who_waits_for_copies_of_a_dead_rank_says_of_which_layer(ranks_per_node):
+    heard = run_mortals(gather_on_rank, WORLD, timeout_s=40, ranks_per_node=ranks_per_node)
+    assert sorted(heard) == [0, 2, 3]
+    for rank, text in heard.items():
+        assert f"rank {rank}: the gather of model.layers.0.mlp.experts failed" in text
+        assert "most likely because another rank died or hung" in text
+        assert "--resume auto" in text
+
+
+def reduction_on_rank(ctx: ParallelContext) -> str:
+    """The victim dies where it would send home its gradients of the second layer."""
+    experts = sharded(ctx, Scripted([EVERYWHERE] * 2), lambda name: contextlib.nullcontext())
+    materializer = experts.materializer
+    try:
+        experts.begin_step(0, 1)
+        experts.begin_micro_batch(last=True)
+        for layer in (0, 1):
+            materializer.experts(layer)
+            materializer.after_forward(layer)
+        materializer.before_backward(1)
+        if ctx.rank == VICTIM:
+            os.kill(os.getpid(), signal.SIGKILL)
+        materializer.after_backward(1)
+        materializer.before_backward(0)
+    except CollectiveFailure as failure:
+        return str(failure)
+    return "nothing went wrong"
+
+
+@pytest.mark.parametrize("ranks_per_node", [WORLD, 2])
+def test_who_waits_for_gradients_of_a_dead_rank_says_of_which_layer(ranks_per_node):
+    heard = run_mortals(reduction_on_rank, WORLD, timeout_s=40, ranks_per_node=ranks_per_node)
+    assert sorted(heard) == [0, 2, 3]
+    for rank, text in heard.items():
+        assert f"rank {rank}: the reduction of model.layers.1.mlp.experts failed" in text
