@@ -10,6 +10,7 @@ HecateError               something of ours went wrong            exit code 1
     ├── PlacementError    experts that cannot be placed on these ranks
     ├── CheckpointError   a missing, truncated or foreign checkpoint
     ├── StorageError      a full disk, a folder that cannot be written
+    ├── UsageError        a call of ours that comes too early, too late or twice
     └── MeshError         a port in use, a world that does not form
 """
 
@@ -67,6 +68,10 @@ class CheckpointError(UserError):
 
 class StorageError(UserError):
     """A disk that is full or a folder that cannot be written."""
+
+
+class UsageError(UserError):
+    """A call in the wrong place of somebody's own training loop."""
 
 
 class MeshError(UserError):

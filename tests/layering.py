@@ -14,7 +14,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 # Importer -> what it may import. Arrows are transitive; a package always reaches itself.
-FOUNDATION = frozenset({"hecate.mesh", "hecate.config", "hecate.errors", "collectives"})
+FOUNDATION = frozenset(
+    {"hecate.mesh", "hecate.config", "hecate.errors", "hecate.folders", "collectives"}
+)
 ARROWS: dict[str, frozenset[str]] = {
     "hecate": frozenset({"hecate.cli"}),
     "hecate.cli": frozenset({"hecate.train", "hecate.bench", "hecate.doctor"}),
@@ -30,6 +32,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.config": frozenset({"hecate.errors", "hecate.yaml_text"}),
     "hecate.yaml_text": frozenset({"hecate.errors"}),
     "hecate.errors": frozenset(),
+    "hecate.folders": frozenset(),
     "collectives": frozenset(),
 }
 

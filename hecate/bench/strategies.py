@@ -25,7 +25,6 @@ from hecate.planner.policies import ForceBalanced, Policy, even_choices
 from hecate.train.build import Trainer, build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.metrics import PhaseClock
-from hecate.train.reshard import reshard_experts
 
 OURS = "fssdp"
 CEILING = "force_balanced"
@@ -86,7 +85,7 @@ class TrainerStrategy:
             experts.loads.push(counts_SYE[step] * ctx.world_size)
             owners = experts.policy.new_owners(step, experts.loads, experts.owners)
             if owners is not experts.owners:
-                reshard_experts(experts, owners, self.trainer.optimizer, ctx)
+                experts.move_owners(owners, self.trainer.optimizer)
 
     def prepare(self, step: int) -> None:
         self._replay.prepare(step)

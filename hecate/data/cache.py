@@ -30,14 +30,6 @@ Report = Callable[[int, int], None]
 """What a builder calls as it goes on: (done, total)."""
 
 
-def cache_folder(cache: str) -> Path:
-    """The folder of ``data.cache``; "" means hecate's in the user's cache folder."""
-    if cache:
-        return Path(cache).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME", "")  # where the platform keeps caches
-    return (Path(home) if home else Path.home() / ".cache") / "hecate"
-
-
 def build_once(
     entry: Path,
     build: Callable[[Path, Report], None],

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hecate.data.cache import cache_folder
 from hecate.data.config import STDLIB, DataConfig
 from hecate.data.discovery import FoundFile, digest_files, find_files
 from hecate.data.readers import RecordKind, opened, pieces_of, read_records, read_text
 from hecate.errors import DataError
+from hecate.folders import cache_folder
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, Split] = ("train", "held_out")

@@ -12,11 +12,12 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hecate.data.cache import Report, build_once, cache_folder, storage_errors
+from hecate.data.cache import Report, build_once, storage_errors
 from hecate.data.config import DataConfig
 from hecate.data.corpora import Corpus
 from hecate.data.progress import Progress, quiet
 from hecate.errors import TokenizerError
+from hecate.folders import cache_folder
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from hecate.data.cache import Report, build_once, cache_folder
+from hecate.data.cache import Report, build_once
 from hecate.data.config import DataConfig
 from hecate.data.corpora import SPLITS, Corpus, Piece, Split
 from hecate.data.facts import HeldOutFacts, XzSize, held_out_facts
 from hecate.data.progress import Progress, quiet
 from hecate.data.tokenizer import num_token_ids, tokenizer_digest
 from hecate.errors import DataError
+from hecate.folders import cache_folder
 
 _FORMAT = 1
 _BATCH_CHARACTERS = 1 << 22

@@ -4,6 +4,10 @@
 |---|---|---|
 | config.py | decides | the user's settings of the policy |
 | apply.py | executes | model, ranks, policy -> owned experts behind every experts module |
+| choice.py | decides | a policy's name, costs measured here -> the policy |
+| sharded.py | executes | the calls of a training loop -> steps over copies and owners |
+| lifecycle.py | decides | the calls of a training loop -> whether this one may come now |
+| norm.py | executes | gradients, sharded, owned or replicated -> their global norm |
 | dispatch.py | decides | quotas, who holds what -> the token exchange of one layer |
 | routed.py | executes | hidden states, routing -> expert outputs, over all ranks |
 | experts/ | executes | rows sorted by expert -> grouped GEMMs, gradients in place |
@@ -15,8 +19,9 @@
 | routing.py | executes | counts, balance losses, replay under activation checkpointing |
 """
 
-from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
+from hecate.fssdp.apply import shard_experts
 from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
+from hecate.fssdp.sharded import ShardedExperts
 
-__all__ = ["ExpertsConfig", "RouterConfig", "ShardedExperts", "release_experts", "shard_experts"]
+__all__ = ["ExpertsConfig", "RouterConfig", "ShardedExperts", "shard_experts"]

@@ -2,74 +2,179 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import types
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from collectives.placement import Placement
 from collectives.topology import Link, Topology
 from collectives.transports import TRANSPORTS, LaunchResources
-from hecate.errors import ConfigError
+from hecate.errors import ConfigError, ModelError, UsageError
+from hecate.folders import cache_folder
+from hecate.fssdp.choice import choose_policy
+from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.experts import ExpertMath, kernel_for
+from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Channel, Materializer
 from hecate.fssdp.routed import Override, PhaseTimer, RoutedExperts
 from hecate.fssdp.routing import RouterConfig, RoutingLog
+from hecate.fssdp.sharded import ShardedExperts
 from hecate.fssdp.shards import ExpertShard
 from hecate.mesh import ParallelContext
-from hecate.models.families import MoELayer
+from hecate.models.build import through_runtime
+from hecate.models.families import MoELayer, find_moe_layers, is_experts_module
 from hecate.models.routers import Router, find_routers
 from hecate.planner.load import LoadWindow
 from hecate.planner.policies.protocol import Policy
 
+_DEFAULT = ExpertsConfig()
+_NO_LOSSES = RouterConfig(balance_loss=0.0)
 
-@dataclass
-class ShardedExperts:
-    """The experts of a model as this rank holds them, one entry a layer.
 
-    ``owners`` keep the experts between steps; what a step materializes beside them is the
-    policy's to say, from the loads of the steps before.
+def untimed(phase: str) -> AbstractContextManager[None]:
+    """A ``phase`` that times nothing."""
+    return contextlib.nullcontext()
+
+
+def shard_experts(
+    model: nn.Module,
+    ctx: ParallelContext,
+    policy: Policy | str | None = None,
+    *,
+    config: ExpertsConfig = _DEFAULT,
+    router: RouterConfig = _NO_LOSSES,
+    dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
+    average_gradients: bool = True,
+    costs_folder: Path | None = None,
+    phase: PhaseTimer = untimed,
+    override: Override | None = None,
+) -> ShardedExperts:
+    """Spread the experts of ``model`` over all ranks, in place; collective, called once.
+
+    It comes before the optimizer is made and before ``fully_shard(module, mesh=ctx.mesh,
+    ignored_params=set(experts.parameters()))`` or ``DistributedDataParallel(model)``, which leave
+    the experts alone. Each experts module keeps one parameter, ``chunks``: ``[e, C]`` of ``dtype``
+    on ``ctx.device`` with the experts that this rank owns. Their values come from the model, and
+    the other experts are freed; where it is on the meta device they are zero until written.
+
+    ``policy``: one, or the name of one; ``None`` stands for what ``config`` says. ``compute_dtype``
+    is what experts compute in, the model's own unless said otherwise; ``dtype`` what the optimizer
+    works in, fp32 or wider. With ``average_gradients``, as FSDP2 and DDP have it, the loss of each
+    rank is a mean over its own tokens; without, gradients are summed over ranks, and the loss is
+    divided by the tokens of all. ``costs_folder`` remembers what the planner measures here.
+
+    Raises ``ModelError`` for a model without experts that can be sharded, ``UsageError`` for one
+    that is sharded already, and ``ConfigError`` for an unknown policy or a router setting that the
+    family cannot carry.
     """
+    _check_untouched(model)
+    layers = find_moe_layers(model)
+    routers = find_routers(model, layers)
+    _check_router(router, routers)
+    compute_dtype = compute_dtype or _dtype_of(model, layers[0])
+    dtype = dtype or torch.promote_types(compute_dtype, torch.float32)
+    if policy is None or isinstance(policy, str):
+        policy = choose_policy(
+            policy or config.policy,
+            config,
+            model.get_submodule(layers[0].name),
+            layers[0],
+            ctx,
+            dtype=dtype,
+            compute_dtype=compute_dtype,
+            folder=costs_folder or cache_folder() / "costs",
+        )
+    placements = even_placements(layers, ctx.world_size)
+    shards = tuple(
+        _take_over(
+            model.get_submodule(layer.name),
+            ExpertShard(
+                layer,
+                placement.chunks_on(ctx.rank),
+                device=ctx.device,
+                dtype=dtype,
+                compute_dtype=compute_dtype,
+            ),
+        )
+        for layer, placement in zip(layers, placements, strict=True)
+    )
+    num_experts = max(layer.num_experts for layer in layers)
+    experts = ShardedExperts(
+        ctx=ctx,
+        layers=layers,
+        owners=placements,
+        shards=shards,
+        routers=routers,
+        router=router,
+        average_gradients=average_gradients,
+        log=RoutingLog(len(layers), num_experts, ctx.device),
+        policy=policy,
+        loads=LoadWindow(len(layers), num_experts),
+        materializer=_materializer(shards, placements, ctx, config.rematerialize, phase),
+        lifecycle=StepLifecycle(),
+    )
+    for shard in shards:
+        module = model.get_submodule(shard.layer.name)
+        module.runtime = _runtime(module, shard, experts, override, phase)  # type: ignore[assignment]
+        # what it communicates is decided while it runs: compiled code breaks off here, and goes on
+        module.forward = torch.compiler.disable(types.MethodType(through_runtime, module))
+    if router.balance_loss or router.z_loss:
+        for found in routers:
+            found.on_logits(experts.log.record_logits)
+    _hide_from_ddp(model, experts)
+    return experts
 
-    layers: tuple[MoELayer, ...]
-    owners: tuple[Placement, ...]
-    shards: tuple[ExpertShard, ...]
-    routers: tuple[Router, ...]
-    log: RoutingLog
-    policy: Policy
-    loads: LoadWindow
-    materializer: Materializer
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The master weights of every layer in which this rank owns an expert."""
-        return [shard.parameter for shard in self.shards if shard.expert_ids]
+def _runtime(
+    module: nn.Module,
+    shard: ExpertShard,
+    experts: ShardedExperts,
+    override: Override | None,
+    phase: PhaseTimer,
+) -> RoutedExperts:
+    return RoutedExperts(
+        shard,
+        ExpertMath.of(module, shard.layer.name),
+        kernel_for(experts.ctx.device, shard.compute_dtype, shard.layer.layout),
+        experts.materializer,
+        experts.policy,
+        experts.lifecycle,
+        override=override,
+        rank=experts.ctx.rank,
+        world_size=experts.ctx.world_size,
+        group=experts.ctx.groups.tokens,
+        log=experts.log,
+        phase=phase,
+    )
 
-    def begin_step(self, step: int, num_micro_batches: int) -> None:
-        """Forget the gradients, plan the step and start to materialize it."""
-        self.log.begin_step()
-        for shard in self.shards:
-            shard.begin_step()
-        planned = self.policy.plan(step, self.loads, self.owners)
-        self.materializer.begin_step(planned, num_micro_batches)
 
-    def begin_micro_batch(self, *, last: bool) -> None:
-        self.log.begin_micro_batch()
-        self.materializer.begin_micro_batch(last=last)
-
-    def finish_backward(self) -> None:
-        """Wait until the owners have the whole gradients; remember the loads of the step."""
-        self.log.begin_micro_batch()
-        self.materializer.finish_step()
-        self.loads.push(self.log.counts_YE.cpu().numpy())
-
-    def set_owners(self, index: int, owners: Placement) -> None:
-        """Record that one layer has new owners; its shard has taken the experts over already."""
-        self.owners = (*self.owners[:index], owners, *self.owners[index + 1 :])
-        self.materializer.set_owners(index, owners)
-
-    def refresh(self) -> None:
-        for shard in self.shards:
-            shard.refresh()
+def _materializer(
+    shards: tuple[ExpertShard, ...],
+    owners: tuple[Placement, ...],
+    ctx: ParallelContext,
+    rematerialize: bool,
+    phase: PhaseTimer,
+) -> Materializer:
+    # schedules depend on who shares a node, not on how fast the links are
+    topology = Topology(ctx.node_of_rank, inside=Link(1.0, 0.0), across=Link(1.0, 0.0))
+    transport = TRANSPORTS["hierarchical" if len(topology.nodes) > 1 else "p2p"]
+    return Materializer(
+        shards,
+        owners,
+        rank=ctx.rank,
+        topology=topology,
+        gathers=Channel(ctx.groups.gather, transport(LaunchResources())),
+        reductions=Channel(ctx.groups.reduce, transport(LaunchResources())),
+        rematerialize=rematerialize,
+        phase=phase,
+    )
 
 
 def even_placements(layers: tuple[MoELayer, ...], world_size: int) -> tuple[Placement, ...]:
@@ -81,81 +186,64 @@ def even_placements(layers: tuple[MoELayer, ...], world_size: int) -> tuple[Plac
     return tuple(placements)
 
 
-def release_experts(model: nn.Module, layers: tuple[MoELayer, ...]) -> None:
-    """Take the stacked expert parameters off ``model``, so that nobody else shards them."""
-    for layer in layers:
-        module = model.get_submodule(layer.name)
-        for tensor in layer.layout.tensors:
-            delattr(module, tensor.name)
+def _take_over(module: nn.Module, shard: ExpertShard) -> ExpertShard:
+    """Move this rank's experts out of ``module``'s stacked parameters, and drop the rest."""
+    own = list(shard.expert_ids)
+    for name, view in shard.layer.layout.views(shard.parameter.data).items():
+        stacked = module.get_parameter(name)
+        if not stacked.is_meta:
+            view.copy_(stacked.detach()[own])
+        delattr(module, name)
+    module.register_parameter("chunks", shard.parameter)
+    shard.refresh()
+    return shard
 
 
-def shard_experts(
-    model: nn.Module,
-    layers: tuple[MoELayer, ...],
-    ctx: ParallelContext,
-    *,
-    router: RouterConfig,
-    policy: Policy,
-    rematerialize: bool,
-    dtype: torch.dtype,
-    compute_dtype: torch.dtype,
-    phase: PhaseTimer,
-    override: Override | None = None,
-) -> ShardedExperts:
-    """Put this rank's own experts, and the runtime, where ``release_experts`` left a gap.
+def _dtype_of(model: nn.Module, layer: MoELayer) -> torch.dtype:
+    name = layer.layout.tensors[0].name
+    return model.get_submodule(layer.name).get_parameter(name).dtype
 
-    Each experts module keeps one parameter, ``chunks``: ``[e, C]`` of ``dtype`` with the experts
-    that this rank owns, all zero until they are written. Raises ``ConfigError`` for a router
-    setting that the family cannot carry.
-    """
-    placements = even_placements(layers, ctx.world_size)
-    log = RoutingLog(len(layers), max(layer.num_experts for layer in layers), ctx.device)
-    routers = find_routers(model, layers)
-    _check_router(router, routers)
-    shards = tuple(
-        ExpertShard(
-            layer,
-            placement.chunks_on(ctx.rank),
-            device=ctx.device,
-            dtype=dtype,
-            compute_dtype=compute_dtype,
+
+def _hide_from_ddp(model: nn.Module, experts: ShardedExperts) -> None:
+    own = {id(parameter) for parameter in experts.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
+    ignored = [*getattr(model, "_ddp_params_and_buffers_to_ignore", ()), *names]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+
+
+def _check_untouched(model: nn.Module) -> None:
+    """Refuse a model that was sharded or replicated before, or whose experts do not train."""
+    if isinstance(model, DistributedDataParallel):
+        raise UsageError(
+            "DistributedDataParallel holds the experts already",
+            got="a model inside DistributedDataParallel",
+            fix="call shard_experts(model, ...) first, then DistributedDataParallel(model)",
         )
-        for layer, placement in zip(layers, placements, strict=True)
-    )
-    # schedules depend on who shares a node, not on how fast the links are
-    topology = Topology(ctx.node_of_rank, inside=Link(1.0, 0.0), across=Link(1.0, 0.0))
-    transport = TRANSPORTS["hierarchical" if len(topology.nodes) > 1 else "p2p"]
-    materializer = Materializer(
-        shards,
-        placements,
-        rank=ctx.rank,
-        topology=topology,
-        gathers=Channel(ctx.groups.gather, transport(LaunchResources())),
-        reductions=Channel(ctx.groups.reduce, transport(LaunchResources())),
-        rematerialize=rematerialize,
-        phase=phase,
-    )
-    for layer, shard in zip(layers, shards, strict=True):
-        module = model.get_submodule(layer.name)
-        module.register_parameter("chunks", shard.parameter)
-        module.runtime = RoutedExperts(  # type: ignore[assignment]
-            shard,
-            ExpertMath.of(module, layer.name),
-            kernel_for(ctx.device, compute_dtype, layer.layout),
-            materializer,
-            policy,
-            override=override,
-            rank=ctx.rank,
-            world_size=ctx.world_size,
-            group=ctx.groups.tokens,
-            log=log,
-            phase=phase,
-        )
-    if router.balance_loss or router.z_loss:
-        for found in routers:
-            found.on_logits(log.record_logits)
-    loads = LoadWindow(len(layers), max(layer.num_experts for layer in layers))
-    return ShardedExperts(layers, placements, shards, routers, log, policy, loads, materializer)
+    for name, module in model.named_modules():
+        if not is_experts_module(module):
+            continue
+        if hasattr(module, "runtime"):
+            raise UsageError(
+                "the experts of this model are sharded already",
+                got=f"a second shard_experts: {name} has owners",
+                fix="call shard_experts once for each model, and keep what it returns",
+            )
+        for parameter in module.parameters():
+            if isinstance(parameter, DTensor):
+                raise UsageError(
+                    f"FSDP2 holds the experts of {name} already",
+                    got="a DTensor",
+                    fix="call shard_experts first, then fully_shard(..., "
+                    "ignored_params=set(experts.parameters()))",
+                )
+            if not parameter.requires_grad:
+                raise ModelError(
+                    f"the experts of {name} are frozen",
+                    got="requires_grad = False",
+                    expected="experts that train",
+                    fix="set requires_grad, or leave out shard_experts where experts stay as "
+                    "they are",
+                )
 
 
 def _check_router(config: RouterConfig, routers: tuple[Router, ...]) -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from collectives.placement import Placement
+from hecate.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -88,3 +90,28 @@ def _kept_rows(own: OwnedTables, rank: int) -> tuple[torch.Tensor, ...]:
             fresh[[new.index(e) for e in stays]] = table[[old.index(e) for e in stays]]
         result.append(fresh)
     return tuple(result)
+
+
+def rows_in_state(
+    optimizers: Sequence[torch.optim.Optimizer], parameter: nn.Parameter
+) -> dict[str, torch.Tensor]:
+    """What the optimizers keep of each row of ``parameter``, by name; nothing before they step.
+
+    Any optimizer will do whose state is elementwise: tensors of the parameter's shape, and single
+    numbers, which hold for all rows. Raises ``UsageError`` for others.
+    """
+    rows: dict[str, torch.Tensor] = {}
+    for optimizer in optimizers:
+        for name, value in sorted(optimizer.state.get(parameter, {}).items()):
+            if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                continue
+            if value.shape != parameter.shape:
+                raise UsageError(
+                    f"{type(optimizer).__name__} keeps what belongs to no single expert",
+                    got=f"{name} of shape {tuple(value.shape)} for {tuple(parameter.shape)}",
+                    expected="tensors of the parameter's shape, as AdamW and SGD keep",
+                    fix="train the experts with such an optimizer, or with a policy that moves "
+                    "no owners, such as expert_parallel",
+                )
+            rows[name] = value
+    return rows

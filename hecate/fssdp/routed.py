@@ -15,8 +15,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from collectives.token_exchange import exchange_rows, gather_counts
+from hecate.errors import UsageError
 from hecate.fssdp.dispatch import DispatchPlan, count_tokens, plan_dispatch
 from hecate.fssdp.experts import ExpertKernel, ExpertMath, Saved
+from hecate.fssdp.lifecycle import Stage, StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.routing import RoutingLog
 from hecate.fssdp.shards import ExpertShard
@@ -44,6 +46,7 @@ class RoutedExperts:
         kernel: ExpertKernel,
         materializer: Materializer,
         policy: Policy,
+        lifecycle: StepLifecycle,
         *,
         override: Override | None,
         rank: int,
@@ -55,19 +58,37 @@ class RoutedExperts:
         self.shard = shard
         self._math, self._kernel = math, kernel
         self._materializer, self._policy, self._override = materializer, policy, override
+        self._lifecycle = lifecycle
         self._rank, self._world_size, self._group = rank, world_size, group
         self._log, self._phase = log, phase
 
     def __call__(
         self, x_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
     ) -> torch.Tensor:
+        self._enter_forward()
         if self._override is not None:
             top_k_index_TK = self._override(self.shard.layer.index, top_k_index_TK)
-        plan = self._plan(top_k_index_TK)
-        result: torch.Tensor = _RoutedExperts.apply(  # type: ignore[no-untyped-call]
-            x_TD, top_k_weights_TK.to(x_TD.dtype), self.shard.parameter, plan, self
-        )
-        return result
+        plan, dtype = self._plan(top_k_index_TK), self.shard.compute_dtype
+        with torch.autocast(x_TD.device.type, enabled=False):
+            result: torch.Tensor = _RoutedExperts.apply(  # type: ignore[no-untyped-call]
+                x_TD.to(dtype), top_k_weights_TK.to(dtype), self.shard.parameter, plan, self
+            )
+        return result.to(x_TD.dtype)
+
+    def _enter_forward(self) -> None:
+        """Count a micro-batch at the first layer; refuse a second run that replays nothing."""
+        if self._log.recomputing:
+            return
+        if torch._C._current_graph_task_id() != -1:  # inside a backward pass
+            raise UsageError(
+                f"{self.shard.layer.name} is recomputed, and would route its tokens anew",
+                got="activation checkpointing without our context_fn",
+                fix="pass use_reentrant=False and context_fn=experts.checkpoint_contexts to "
+                "torch.utils.checkpoint, or in gradient_checkpointing_kwargs",
+            )
+        running = self._lifecycle.stage is Stage.RUNNING
+        if self.shard.layer.index == 0 and running and torch.is_grad_enabled():
+            self._materializer.begin_micro_batch(last=self._lifecycle.enter_forward())
 
     def _plan(self, top_k_index_TK: torch.Tensor) -> DispatchPlan:
         replay = self._log.replay
@@ -81,6 +102,7 @@ class RoutedExperts:
                 everyone_WE = gather_counts(counts_E, self._group, self._world_size)
         self._log.record_counts(layer.index, everyone_WE.sum(0))
         counts_WE = everyone_WE.cpu().numpy()
+        self._log.global_tokens = int(counts_WE.sum()) // top_k_index_TK.shape[1]
         replicas, policy = self._materializer.layers[layer.index], self._policy
         if self._materializer.active:
             wanted = policy.after_gate(layer.index, counts_WE, replicas.plan.placement)
@@ -117,6 +139,7 @@ class RoutedExperts:
         plan: DispatchPlan,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of the results to those of the slots and their weights, in sent order."""
+        self._lifecycle.require_running(self.shard.layer.name)
         d_y_RD = self._there(d_y_SD, plan)
         experts = self._materializer.before_backward(self.shard.layer.index)
         with self._phase("experts"):
@@ -125,6 +148,8 @@ class RoutedExperts:
             )
         d_x_SD, d_weights_S = self._back(d_x_RD, plan), self._back(d_weights_R, plan)
         self._materializer.after_backward(self.shard.layer.index)
+        if self.shard.layer.index == 0:
+            self._lifecycle.leave_backward()
         return d_x_SD, d_weights_S
 
     def _there(self, rows_SD: torch.Tensor, plan: DispatchPlan) -> torch.Tensor:

@@ -62,6 +62,8 @@ class RoutingLog:
         self.counts_YE = torch.zeros(num_layers, num_experts, dtype=torch.int64, device=device)
         self.computed_YW: dict[int, npt.NDArray[np.int64]] = {}
         """Slots that each rank computed, ``[W]`` for each layer, as they were dealt."""
+        self.global_tokens = 0
+        """Tokens of the micro-batch just run, over all ranks, as its last MoE layer saw them."""
         self._layers = [LayerRouting() for _ in range(num_layers)]
         self._replays: list[Replay] = []
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hecate.errors import UsageError
 from hecate.models.families import MoELayer
 
 
@@ -39,6 +40,7 @@ class ExpertShard:
 
     def _lay_out(self) -> None:
         masters_eC, layout = self.parameter.data, self.layer.layout
+        self._masters_eC = masters_eC
         self._grad_eC = torch.zeros_like(masters_eC)
         self._grads = layout.views(self._grad_eC)
         self._grad_is_stale = True
@@ -87,6 +89,14 @@ class ExpertShard:
 
     def begin_step(self) -> None:
         """Forget the gradient: the next backward pass overwrites it."""
+        if self.parameter.data_ptr() != self._masters_eC.data_ptr():
+            raise UsageError(
+                f"the experts of {self.layer.name} were moved or converted after shard_experts",
+                got=f"weights of {self.parameter.dtype} on {self.parameter.device}, elsewhere "
+                "than the runtime keeps them",
+                fix="call model.to(...) and the like before shard_experts, whose dtype and "
+                "compute_dtype say what experts are kept and computed in",
+            )
         self._grad_is_stale = True
         self.parameter.grad = None
 

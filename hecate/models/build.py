@@ -180,7 +180,7 @@ def meta_model(
     device_type: str = "cpu",
 ) -> PreTrainedModel:
     """The causal language model of a transformers configuration, on the meta device."""
-    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _through_runtime)
+    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, through_runtime)
     register_packed_attention()
     try:
         with torch.device("meta"):
@@ -201,7 +201,7 @@ def meta_model(
     return model
 
 
-def _through_runtime(
+def through_runtime(
     module: nn.Module,
     x_TD: torch.Tensor,
     top_k_index_TK: torch.Tensor,

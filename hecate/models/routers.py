@@ -55,7 +55,7 @@ class Router:
             logits = outputs[self.output] if isinstance(outputs, tuple) else outputs
             record(self.layer.index, logits.reshape(-1, self.layer.num_experts), sigmoid=sigmoid)
 
-        self.module.register_forward_hook(hook)
+        self.module.register_forward_hook(torch.compiler.disable(hook))
 
 
 def find_routers(model: nn.Module, layers: tuple[MoELayer, ...]) -> tuple[Router, ...]:

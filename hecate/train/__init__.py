@@ -7,7 +7,7 @@
 | dense.py | executes | dense parameters -> FSDP2 shards |
 | optim.py | decides | parameter groups by role, learning rate by step |
 | moments.py | executes | a parameter -> what the optimizer keeps of it |
-| reshard.py | executes | new owners -> experts and their moments moved |
+| reshard.py | executes | who owns which expert -> and from a checkpoint |
 | step.py | executes | micro-batches -> one optimizer step over all ranks |
 | loop.py | executes | steps, logging, checkpoints, evaluations |
 | state.py | executes | a trainer -> named tensors of a checkpoint |

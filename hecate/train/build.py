@@ -13,10 +13,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from hecate.data.cache import cache_folder
 from hecate.errors import ConfigError
-from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
-from hecate.fssdp.measure import step_costs
+from hecate.folders import cache_folder
+from hecate.fssdp import ShardedExperts, shard_experts
 from hecate.fssdp.routed import Override
 from hecate.mesh import ParallelContext
 from hecate.models.build import hf_config, initial_dense, initial_expert, meta_model
@@ -24,15 +23,7 @@ from hecate.models.families import MoELayer, find_moe_layers
 from hecate.models.hub import HubFolder
 from hecate.models.loss import CausalLoss
 from hecate.models.norms import fuse_norms
-from hecate.planner.policies import (
-    ExpertParallel,
-    Fsdp,
-    Fssdp,
-    Policy,
-    Replication,
-    Shadowing,
-    Swapping,
-)
+from hecate.planner.policies import Policy
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES, assign, master_dtype, named_dense, reshard, shard_dense
 from hecate.train.optim import build_optimizer
@@ -89,21 +80,21 @@ def build_trainer(
     source = None
     if config.model.path and fill:
         source = HubFolder(Path(config.model.path).expanduser(), model, layers)
-    release_experts(model, layers)
-    root = CausalLoss(model)
-    shard_dense(root, model, ctx, compute_dtype)
     experts = shard_experts(
         model,
-        layers,
         ctx,
+        policy,
+        config=config.experts,
         router=config.router,
-        policy=policy or _policy(config, model, layers[0], ctx, compute_dtype),
-        rematerialize=config.experts.rematerialize,
-        override=override,
         dtype=master_dtype(compute_dtype),
         compute_dtype=compute_dtype,
+        average_gradients=False,
+        costs_folder=cache_folder(config.data.cache) / "costs",
         phase=phase,
+        override=override,
     )
+    root = CausalLoss(model)
+    shard_dense(root, model, ctx, compute_dtype, experts.parameters())
     _fill_dense(model, layers, source, config.seed, fill=fill)
     if fill:
         _fill_experts(model, experts, source, config.seed)
@@ -111,7 +102,7 @@ def build_trainer(
     model.train()
     if config.train.activation_checkpointing:
         model.activation_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": experts.log.checkpoint_contexts}
+            {"use_reentrant": False, "context_fn": experts.checkpoint_contexts}
         )
     optimizer = build_optimizer(config.optimizer, model.named_parameters(), _embeddings(model))
     dense = dict(named_dense(model))
@@ -121,7 +112,6 @@ def build_trainer(
         experts,
         optimizer,
         ctx,
-        router=config.router,
         schedule=config.schedule,
         base_learning_rate=config.optimizer.learning_rate,
         steps=config.train.steps,
@@ -129,38 +119,6 @@ def build_trainer(
         phase=phase,
     )
     return Trainer(model, dense, layers, root, experts, optimizer, step)
-
-
-def _policy(
-    config: RunConfig,
-    model: PreTrainedModel,
-    layer: MoELayer,
-    ctx: ParallelContext,
-    compute_dtype: torch.dtype,
-) -> Policy:
-    experts = config.experts
-    if experts.policy == "expert_parallel":
-        return ExpertParallel()
-    costs = step_costs(
-        experts.costs,
-        model.get_submodule(layer.name),
-        layer,
-        ctx,
-        dtype=master_dtype(compute_dtype),
-        compute_dtype=compute_dtype,
-        folder=cache_folder(config.data.cache) / "costs",
-    )
-    match experts.policy:
-        case "shadowing":
-            return Shadowing(experts.shadowing, costs, ctx.node_of_rank)
-        case "swapping":
-            return Swapping(experts.swapping, costs, ctx.node_of_rank)
-        case "replication":
-            return Replication(experts.replication, costs, ctx.node_of_rank)
-        case "fsdp":
-            return Fsdp(experts.fsdp, costs, ctx.node_of_rank)
-        case _:
-            return Fssdp(experts.fssdp, costs, ctx.node_of_rank)
 
 
 def _fill_dense(

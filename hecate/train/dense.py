@@ -1,11 +1,11 @@
 """The dense parameters of a model on this rank: sharded by FSDP2, or whole where one rank is all.
 
-Experts are not here: they leave the model before it is sharded and come back as owned chunks.
+Experts are not here: they have owners before the rest is sharded, and FSDP2 leaves them alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -24,9 +24,13 @@ def master_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def shard_dense(
-    root: nn.Module, model: PreTrainedModel, ctx: ParallelContext, compute_dtype: torch.dtype
+    root: nn.Module,
+    model: PreTrainedModel,
+    ctx: ParallelContext,
+    compute_dtype: torch.dtype,
+    experts: Iterable[nn.Parameter],
 ) -> None:
-    """Shard what ``root`` holds now, one group for each decoder layer, and allocate it.
+    """Shard ``root`` but its ``experts``, one group for each decoder layer, and allocate it.
 
     ``root`` wraps ``model``, whose parameters are on the meta device; afterwards they hold nothing
     useful yet. Gradients are summed over ranks, not averaged: the loss is already divided by the
@@ -41,16 +45,21 @@ def shard_dense(
             param_dtype=None if compute_dtype == masters else compute_dtype,
             reduce_dtype=masters,
         )
-        blocks = set(model._no_split_modules or ())
-        for module in model.modules():
-            if type(module).__name__ in blocks:
-                fully_shard(module, mesh=ctx.mesh, mp_policy=policy, reshard_after_forward=False)
-        fully_shard(root, mesh=ctx.mesh, mp_policy=policy, reshard_after_forward=False)
+        blocks, ignored = set(model._no_split_modules or ()), set(experts)
+        shards = [m for m in model.modules() if type(m).__name__ in blocks]
+        for module in (*shards, root):
+            fully_shard(
+                module,
+                mesh=ctx.mesh,
+                mp_policy=policy,
+                reshard_after_forward=False,
+                ignored_params=ignored,
+            )
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-    root.to_empty(device=ctx.device)
+    root._apply(lambda t: torch.empty_like(t, device=ctx.device) if t.is_meta else t)
     model.tie_weights()  # allocation gave each name a tensor of its own
 
 

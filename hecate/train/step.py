@@ -15,13 +15,12 @@ import torch
 
 from hecate.data import MicroBatch
 from hecate.errors import HecateError
-from hecate.fssdp.apply import ShardedExperts
-from hecate.fssdp.routing import RouterConfig
+from hecate.fssdp import ShardedExperts
+from hecate.fssdp.norm import clip_gradients
 from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.models.loss import IGNORED, CausalLoss
-from hecate.train.dense import local, sync_gradients
+from hecate.train.dense import sync_gradients
 from hecate.train.optim import ScheduleConfig, learning_rate_factor, set_learning_rate
-from hecate.train.reshard import reshard_experts
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         ctx: ParallelContext,
         *,
-        router: RouterConfig,
         schedule: ScheduleConfig,
         base_learning_rate: float,
         steps: int,
@@ -64,7 +62,7 @@ class TrainingStep:
         phase: Callable[[str], AbstractContextManager[object]],
     ) -> None:
         self.root, self.experts, self.optimizer, self.ctx = root, experts, optimizer, ctx
-        self._router, self._schedule = router, schedule
+        self._schedule = schedule
         self._base_learning_rate, self._steps, self._clip_norm = (
             base_learning_rate,
             steps,
@@ -81,19 +79,17 @@ class TrainingStep:
         sizes = torch.tensor(
             [
                 sum(int((batch.labels_BS != IGNORED).sum()) for batch in micro_batches),
-                *(batch.input_ids_BS.numel() for batch in micro_batches),
+                sum(batch.input_ids_BS.numel() for batch in micro_batches),
             ],
             dtype=torch.int64,
         )
         with naming("the count of the step's tokens", ctx.rank):
-            labels, *tokens = sum_over(ctx.groups.control, sizes).tolist()
+            labels, tokens = sum_over(ctx.groups.control, sizes).tolist()
         copied = self.experts.materializer.copies
         self.experts.begin_step(step, len(micro_batches))
         sums = torch.zeros(2, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            sync_gradients(self.root, last)
-            self.experts.begin_micro_batch(last=last)
+            sync_gradients(self.root, number == len(micro_batches) - 1)
             with self._phase("forward"), naming("a collective of the forward pass", ctx.rank):
                 cross_entropy = self.root(
                     batch.input_ids_BS.to(ctx.device),
@@ -101,35 +97,34 @@ class TrainingStep:
                     batch.position_ids_BS.to(ctx.device),
                     batch.document_lengths,
                 )
-                auxiliary = log.auxiliary_loss(self._router, global_tokens=tokens[number])
-                auxiliary = auxiliary / len(micro_batches)
+                auxiliary = self.experts.auxiliary_loss() / len(micro_batches)
                 loss = cross_entropy / max(1, labels) + auxiliary
             with self._phase("backward"), naming("a collective of the backward pass", ctx.rank):
                 loss.backward()
             sums += torch.stack([cross_entropy.detach(), auxiliary.detach()]).cpu()
         self.experts.finish_backward()
         with self._phase("optimizer"), naming("the sum of losses and gradient norms", ctx.rank):
-            totals = torch.cat([sums, self._grad_square_sum()[None]])
+            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+            totals = torch.cat([sums, self.experts.grad_square_sum(parameters)[None]])
             sum_loss, auxiliary_loss, square_sum = sum_over(ctx.groups.control, totals).tolist()
             norm = square_sum**0.5
             self._require_finite(step, sum_loss, norm)
-            self._clip(norm)
+            if self._clip_norm:
+                clip_gradients(parameters, norm, self._clip_norm)
             rate = self._base_learning_rate * learning_rate_factor(
                 self._schedule, step, self._steps
             )
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self._reshard(step)
-            self.experts.refresh()
-            self._update_router_bias()
+            self.experts.end_step(self.optimizer)
         return StepResult(
             step=step,
             loss=sum_loss / max(1, labels),
             auxiliary_loss=auxiliary_loss,
             grad_norm=norm,
             learning_rate=rate,
-            tokens=sum(tokens),
+            tokens=tokens,
             labels=labels,
             counts_YE=log.counts_YE.cpu(),
             computed_YW=torch.from_numpy(
@@ -137,31 +132,6 @@ class TrainingStep:
             ),
             copies=self.experts.materializer.copies - copied,
         )
-
-    def _reshard(self, step: int) -> None:
-        experts = self.experts
-        owners = experts.policy.new_owners(step, experts.loads, experts.owners)
-        if owners is not experts.owners:
-            reshard_experts(experts, owners, self.optimizer, self.ctx)
-
-    def _gradients(self) -> list[torch.Tensor]:
-        return [
-            local(parameter.grad)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None and local(parameter.grad).numel()
-        ]
-
-    def _grad_square_sum(self) -> torch.Tensor:
-        """The sum of squares of this rank's gradients, fp64: every shard and expert counts once."""
-        norms = [torch.linalg.vector_norm(grad) for grad in self._gradients()]
-        if not norms:
-            return torch.zeros((), dtype=torch.float64)
-        return torch.stack(norms).to("cpu", torch.float64).square().sum()
-
-    def _clip(self, norm: float) -> None:
-        if self._clip_norm and norm > self._clip_norm:
-            torch._foreach_mul_(self._gradients(), self._clip_norm / (norm + 1e-6))
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:
         if loss == loss and norm == norm and abs(loss) != float("inf") and norm != float("inf"):
@@ -173,16 +143,3 @@ class TrainingStep:
             fix="lower optimizer.learning_rate, lengthen schedule.warmup_steps, or resume from "
             "the newest checkpoint with --resume auto",
         )
-
-    def _update_router_bias(self) -> None:
-        """Raise the bias of experts below the mean load, lower the others' (2408.15664)."""
-        rate = self._router.bias_update_rate
-        if not rate:
-            return
-        for router in self.experts.routers:
-            bias_E = router.bias
-            assert bias_E is not None
-            counts_E = self.experts.log.counts_YE[router.layer.index, : bias_E.numel()].to(
-                bias_E.dtype
-            )
-            bias_E += rate * torch.sign(counts_E.mean() - counts_E).view_as(bias_E)

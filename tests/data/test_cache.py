@@ -5,12 +5,11 @@ import os
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from ranks import run_ranks
 
-from hecate.data.cache import build_once, cache_folder, write_atomically
+from hecate.data.cache import build_once, write_atomically
 from hecate.data.progress import quiet
 from hecate.errors import StorageError
 
@@ -140,12 +139,3 @@ def test_small_files_are_written_whole(tmp_path):
     write_atomically(tmp_path / "folder" / "small", b"one")
     write_atomically(tmp_path / "folder" / "small", b"two")
     assert [path.read_bytes() for path in (tmp_path / "folder").iterdir()] == [b"two"]
-
-
-def test_the_cache_lies_in_the_users_cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder("") == tmp_path / "hecate"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder("") == tmp_path / ".cache" / "hecate"
-    assert cache_folder("~/here") == Path(tmp_path, "here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,8 +13,8 @@ from torch import nn
 from toy_models import FAMILIES, toy_config
 
 from hecate.errors import ConfigError
-from hecate.fssdp.apply import ShardedExperts, even_placements, release_experts, shard_experts
-from hecate.fssdp.routing import RouterConfig
+from hecate.fssdp import RouterConfig, ShardedExperts, shard_experts
+from hecate.fssdp.apply import even_placements
 from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
 from hecate.models.build import meta_model
 from hecate.models.families import ChunkLayout, ExpertTensor, MoELayer, find_moe_layers
@@ -32,23 +31,11 @@ def ctx() -> Iterator[ParallelContext]:
 
 def shard(
     model: nn.Module,
-    layers: tuple[MoELayer, ...],
     ctx: ParallelContext,
     router: RouterConfig = QUIET,
-    compute_dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype | None = None,
 ) -> ShardedExperts:
-    release_experts(model, layers)
-    return shard_experts(
-        model,
-        layers,
-        ctx,
-        router=router,
-        dtype=torch.float32,
-        policy=ExpertParallel(),
-        rematerialize=False,
-        compute_dtype=compute_dtype,
-        phase=lambda _: contextlib.nullcontext(),
-    )
+    return shard_experts(model, ctx, ExpertParallel(), router=router, compute_dtype=compute_dtype)
 
 
 def layers_of(*sizes: int) -> tuple[MoELayer, ...]:
@@ -86,17 +73,17 @@ def test_the_ranks_together_hold_each_expert_once(family, world_size, ctx):
     for rank in range(world_size):
         model = meta_model(toy_config(family))
         layers = find_moe_layers(model)
-        experts = shard(model, layers, replace(ctx, rank=rank, world_size=world_size))
+        experts = shard(model, replace(ctx, rank=rank, world_size=world_size))
         owned = owned or [[] for _ in layers]
         assert experts.layers == layers
         for layer, held, own, placement in zip(
             layers, owned, experts.shards, experts.owners, strict=True
         ):
-            assert own.layer is layer
+            assert own.layer == layer
             assert own.expert_ids == placement.chunks_on(rank)
             assert own.parameter.shape == (len(own.expert_ids), layer.layout.numel)
             held += own.expert_ids
-        assert experts.parameters() == [s.parameter for s in experts.shards if s.expert_ids]
+        assert experts.parameters() == [s.parameter for s in experts.shards]
     for layer, held in zip(layers, owned, strict=True):
         assert sorted(held) == list(range(layer.num_experts))
 
@@ -108,7 +95,7 @@ def test_the_experts_module_keeps_its_chunks_and_nothing_else(family, ctx):
     dense = sum(p.numel() for p in model.parameters()) - sum(
         layer.num_experts * layer.layout.numel for layer in layers
     )
-    experts = shard(model, layers, replace(ctx, rank=1, world_size=2))
+    experts = shard(model, replace(ctx, rank=1, world_size=2))
     for layer, own in zip(layers, experts.shards, strict=True):
         module = model.get_submodule(layer.name)
         assert [name for name, _ in module.named_parameters()] == ["chunks"]
@@ -118,15 +105,9 @@ def test_the_experts_module_keeps_its_chunks_and_nothing_else(family, ctx):
     assert here == dense + sum(own.parameter.numel() for own in experts.shards)
 
 
-def test_released_experts_are_out_of_reach_of_whoever_shards_the_rest():
-    model = meta_model(toy_config("gpt_oss"))
-    release_experts(model, find_moe_layers(model))
-    assert not [name for name, _ in model.named_parameters() if ".experts." in name]
-
-
 def test_a_bf16_run_keeps_fp32_masters(ctx):
     model = meta_model(toy_config("olmoe"))
-    experts = shard(model, find_moe_layers(model), ctx, compute_dtype=torch.bfloat16)
+    experts = shard(model, ctx, compute_dtype=torch.bfloat16)
     own = experts.shards[0]
     assert own.parameter.dtype == torch.float32
     assert {weight.dtype for weight in own.weights.values()} == {torch.bfloat16}
@@ -140,39 +121,39 @@ def test_a_bf16_run_keeps_fp32_masters(ctx):
 def test_a_bias_rate_in_a_family_without_the_bias_is_refused(family, ctx):
     model = meta_model(toy_config(family))
     with pytest.raises(ConfigError, match=r"router\.bias_update_rate") as caught:
-        shard(model, find_moe_layers(model), ctx, RouterConfig(bias_update_rate=0.001))
+        shard(model, ctx, RouterConfig(bias_update_rate=0.001))
     assert "model.layers.0.mlp.experts" in caught.value.got
     assert "router.balance_loss" in caught.value.fix
 
 
 def test_a_bias_rate_in_a_family_with_the_bias_is_taken(ctx):
     model = meta_model(toy_config("deepseek_v3"))
-    experts = shard(model, find_moe_layers(model), ctx, RouterConfig(bias_update_rate=0.001))
+    experts = shard(model, ctx, RouterConfig(bias_update_rate=0.001))
     assert [router.bias.shape for router in experts.routers] == [(8,), (8,)]
 
 
-def without_logits() -> tuple[nn.Module, tuple[MoELayer, ...]]:
+def without_logits() -> nn.Module:
     """Experts of a real family under a model that declares no router."""
     model = meta_model(toy_config("mixtral"))
     bare = nn.Module()
     bare.block = nn.Module()
     bare.block.experts = model.get_submodule("model.layers.0.mlp.experts")
-    return bare, find_moe_layers(bare)
+    return bare
 
 
 @pytest.mark.parametrize(
     "router", [RouterConfig(balance_loss=0.01), RouterConfig(balance_loss=0, z_loss=0.001)]
 )
 def test_losses_that_need_logits_are_refused_where_there_are_none(router, ctx):
-    model, layers = without_logits()
+    model = without_logits()
     with pytest.raises(ConfigError, match="need router logits") as caught:
-        shard(model, layers, ctx, router)
+        shard(model, ctx, router)
     assert "block.experts" in caught.value.got
 
 
 def test_a_family_without_logits_trains_without_those_losses(ctx):
-    model, layers = without_logits()
-    assert len(shard(model, layers, ctx).shards) == 1
+    model = without_logits()
+    assert len(shard(model, ctx).shards) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,6 +166,6 @@ def test_a_family_without_logits_trains_without_those_losses(ctx):
 )
 def test_logits_are_watched_only_where_a_loss_needs_them(router, hooks, ctx):
     model = meta_model(toy_config("olmoe"))
-    experts = shard(model, find_moe_layers(model), ctx, router)
+    experts = shard(model, ctx, router)
     for found in experts.routers:
         assert len(found.module._forward_hooks) == hooks

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from dataclasses import dataclass
 
 import pytest
-import torch
 from ranks import run_mortals
 from scripted import Scripted
 from toy_models import toy_config
 
 from collectives import Placement
 from hecate.errors import CollectiveFailure
-from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
-from hecate.fssdp.routing import RouterConfig
+from hecate.fssdp import ShardedExperts, shard_experts
 from hecate.mesh import ParallelContext
 from hecate.models.build import meta_model
-from hecate.models.families import find_moe_layers
 from hecate.planner.load import LoadWindow
 
 WORLD, VICTIM, TIMEOUT_S = 4, 1, 3.0
@@ -42,30 +38,13 @@ class Deadly(Scripted):
         return super().plan(step, loads, owners)
 
 
-def sharded(ctx: ParallelContext, policy: Scripted, phase: object) -> ShardedExperts:
-    model = meta_model(toy_config("qwen3_moe", **WIDE))
-    layers = find_moe_layers(model)
-    release_experts(model, layers)
-    return shard_experts(
-        model,
-        layers,
-        ctx,
-        router=RouterConfig(balance_loss=0.0),
-        policy=policy,
-        rematerialize=False,
-        dtype=torch.float32,
-        compute_dtype=torch.float32,
-        phase=phase,
-    )
+def sharded(ctx: ParallelContext, policy: Scripted) -> ShardedExperts:
+    return shard_experts(meta_model(toy_config("qwen3_moe", **WIDE)), ctx, policy)
 
 
 def gather_on_rank(ctx: ParallelContext) -> str:
     """The victim dies before it sends its experts."""
-    experts = sharded(
-        ctx,
-        Deadly([EVERYWHERE] * 2, kills=ctx.rank == VICTIM),
-        lambda name: contextlib.nullcontext(),
-    )
+    experts = sharded(ctx, Deadly([EVERYWHERE] * 2, kills=ctx.rank == VICTIM))
     try:
         experts.begin_step(0, 1)
         experts.materializer.experts(0)
@@ -86,11 +65,10 @@ def test_who_waits_for_copies_of_a_dead_rank_says_of_which_layer(ranks_per_node)
 
 def reduction_on_rank(ctx: ParallelContext) -> str:
     """The victim dies where it would send home its gradients of the second layer."""
-    experts = sharded(ctx, Scripted([EVERYWHERE] * 2), lambda name: contextlib.nullcontext())
+    experts = sharded(ctx, Scripted([EVERYWHERE] * 2))
     materializer = experts.materializer
     try:
         experts.begin_step(0, 1)
-        experts.begin_micro_batch(last=True)
         for layer in (0, 1):
             materializer.experts(layer)
             materializer.after_forward(layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ from ranks import run_ranks
 from scripted import Scripted
 from toy_models import toy_config, toy_model
 
-from hecate.fssdp.apply import release_experts, shard_experts
-from hecate.fssdp.routing import RouterConfig
+from hecate.fssdp import ExpertsConfig, shard_experts
 from hecate.mesh import ParallelContext
 from hecate.models.build import meta_model
 from hecate.models.families import find_moe_layers
@@ -63,17 +61,13 @@ def two_layers(
     """Two experts modules in a row, ``steps`` times; the last step's results."""
     model, source = meta_model(toy_config(FAMILY)), toy_model(FAMILY, dtype=torch.float64)
     layers = find_moe_layers(model)
-    release_experts(model, layers)
     experts = shard_experts(
         model,
-        layers,
         ctx,
-        router=RouterConfig(balance_loss=0.0),
-        policy=Scripted(SCRIPTS[script], rule, LATE[script] if late else ()),
-        rematerialize=rematerialize,
-        dtype=torch.float64,
+        Scripted(SCRIPTS[script], rule, LATE[script] if late else ()),
+        config=ExpertsConfig(rematerialize=rematerialize),
         compute_dtype=torch.float64,
-        phase=lambda name: contextlib.nullcontext(),
+        average_gradients=False,
     )
     for shard in experts.shards:
         weights = dict(source.get_submodule(shard.layer.name).named_parameters())
@@ -81,17 +75,18 @@ def two_layers(
             shard.write(e, {name: w.detach()[e] for name, w in weights.items()})
     experts.refresh()
     modules = [model.get_submodule(layer.name) for layer in layers]
+    optimizer = torch.optim.SGD(experts.parameters(), lr=0.0)
     for step in range(steps):
         results = []
         experts.begin_step(step, count)
         batches = micro_batches(ctx.rank, layers[0].num_experts, count)
-        for number, (x_TD, index_TK, weights_TK, d_y_TD) in enumerate(batches):
-            experts.begin_micro_batch(last=number == count - 1)
+        for x_TD, index_TK, weights_TK, d_y_TD in batches:
             x_TD.requires_grad_()
             y_TD = modules[1](modules[0](x_TD, index_TK, weights_TK), index_TK, weights_TK)
             y_TD.backward(d_y_TD)
             results.append((y_TD.detach(), x_TD.grad))
         experts.finish_backward()
+        experts.end_step(optimizer)
     return {
         "results": results,
         "experts": [

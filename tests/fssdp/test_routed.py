@@ -11,9 +11,8 @@ import torch
 from ranks import run_ranks
 from toy_models import toy_config, toy_model
 
-from hecate.fssdp.apply import ShardedExperts, release_experts, shard_experts
+from hecate.fssdp import shard_experts
 from hecate.fssdp.routed import combine
-from hecate.fssdp.routing import RouterConfig
 from hecate.mesh import ParallelContext
 from hecate.models.build import meta_model
 from hecate.models.families import find_moe_layers
@@ -49,16 +48,12 @@ class Phases:
 def layer_on_rank(ctx: ParallelContext, family: str) -> dict[str, Any]:
     model, source = meta_model(toy_config(family)), toy_model(family, dtype=torch.float64)
     layers, phases = find_moe_layers(model), Phases()
-    release_experts(model, layers)
-    experts: ShardedExperts = shard_experts(
+    experts = shard_experts(
         model,
-        layers,
         ctx,
-        router=RouterConfig(balance_loss=0.0),
-        dtype=torch.float64,
-        policy=ExpertParallel(),
-        rematerialize=False,
+        ExpertParallel(),
         compute_dtype=torch.float64,
+        average_gradients=False,
         phase=phases,
     )
     layer, shard = layers[0], experts.shards[0]

@@ -103,7 +103,7 @@ def test_tied_embeddings_are_one_parameter(ctx):
 def test_checkpointed_layers_are_counted_once(ctx):
     trainer = build(ctx, "olmoe", checkpointing=True)
     assert trainer.model.is_activation_checkpointing
-    trainer.experts.begin_step(0, 1)
+    trainer.experts.begin_step(0, 2)
     ids = torch.arange(2, 18)[None]
     for passes in (1, 2):
         trainer.root(ids, ids, torch.arange(16)[None], (16,)).backward()

@@ -1,0 +1,69 @@
+"""A policy by its name, with what it reckons with measured here or remembered."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hecate.config import nearest_name
+from hecate.errors import ConfigError
+from hecate.fssdp.config import ExpertsConfig
+from hecate.fssdp.measure import step_costs
+from hecate.mesh import ParallelContext
+from hecate.models.families import MoELayer
+from hecate.planner.policies import (
+    ExpertParallel,
+    Fsdp,
+    Fssdp,
+    Policy,
+    Replication,
+    Shadowing,
+    Swapping,
+)
+
+POLICY_NAMES: tuple[str, ...] = typing.get_args(ExpertsConfig.model_fields["policy"].annotation)
+
+
+def choose_policy(
+    name: str,
+    config: ExpertsConfig,
+    module: nn.Module,
+    layer: MoELayer,
+    ctx: ParallelContext,
+    *,
+    dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    folder: Path,
+) -> Policy:
+    """The policy called ``name``, as ``config`` sets it; collective over all ranks.
+
+    Costs are those of ``layer``, whose experts are ``module``'s; ``folder`` remembers them. Raises
+    ``ConfigError`` for a name that no policy has.
+    """
+    if name not in POLICY_NAMES:
+        near = nearest_name(name, POLICY_NAMES)
+        raise ConfigError(
+            "no policy has this name",
+            got=name,
+            expected="one of " + ", ".join(POLICY_NAMES),
+            fix=f"did you mean {near}?" if near else "choose one of these, or pass a Policy",
+        )
+    if name == "expert_parallel":
+        return ExpertParallel()
+    costs = step_costs(
+        config.costs, module, layer, ctx, dtype=dtype, compute_dtype=compute_dtype, folder=folder
+    )
+    match name:
+        case "shadowing":
+            return Shadowing(config.shadowing, costs, ctx.node_of_rank)
+        case "swapping":
+            return Swapping(config.swapping, costs, ctx.node_of_rank)
+        case "replication":
+            return Replication(config.replication, costs, ctx.node_of_rank)
+        case "fsdp":
+            return Fsdp(config.fsdp, costs, ctx.node_of_rank)
+        case _:
+            return Fssdp(config.fssdp, costs, ctx.node_of_rank)

@@ -1,0 +1,60 @@
+"""The norm of all gradients over all ranks: every shard and every expert counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def local_gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """This rank's part of each gradient that there is; shares storage."""
+    grads = (p.grad for p in parameters if p.grad is not None)
+    parts = (grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads)
+    return [part for part in parts if part.numel()]
+
+
+def grad_square_sum(
+    parameters: Iterable[nn.Parameter], owned: Iterable[nn.Parameter], rank: int
+) -> torch.Tensor:
+    """What this rank adds to the square of the global norm: a scalar, fp64, CPU.
+
+    ``owned``: those of ``parameters`` that no other rank has, which are the experts. Shards of
+    a ``DTensor`` count on each rank, as often as they are not replicated; a plain tensor, which
+    every rank has alike, on rank 0 alone.
+    """
+    own = {id(parameter) for parameter in owned}
+    norms, shares = [], []
+    for parameter in parameters:
+        grad = parameter.grad
+        if isinstance(grad, DTensor):
+            share, part = 1.0 / _replicas(grad), grad.to_local()
+        elif grad is not None and (id(parameter) in own or rank == 0):
+            share, part = 1.0, grad
+        else:
+            continue
+        if part.numel():
+            wide = torch.promote_types(part.dtype, torch.float32)
+            norms.append(torch.linalg.vector_norm(part, dtype=wide).to(torch.float64))
+            shares.append(share)
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    return (torch.stack(norms).cpu().square() * torch.tensor(shares, dtype=torch.float64)).sum()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
+    """Scale every gradient, in place, so that a global ``norm`` becomes at most ``max_norm``."""
+    grads = local_gradients(parameters)
+    if norm > max_norm and grads:
+        torch._foreach_mul_(grads, max_norm / (norm + 1e-6))
+
+
+def _replicas(grad: DTensor) -> int:
+    """On how many ranks each element of ``grad`` lies."""
+    count = 1
+    for axis, placement in enumerate(grad.placements):
+        if placement.is_replicate():
+            count *= grad.device_mesh.size(axis)
+    return count

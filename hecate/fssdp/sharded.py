@@ -1,0 +1,213 @@
+"""The experts of a model in somebody's training loop: what to call, and when.
+
+with experts.step(number):            # what to copy this step, and the first gathers
+    loss.backward()
+experts.clip_grad_norm(model.parameters(), 1.0)
+optimizer.step()
+optimizer.zero_grad()
+experts.end_step(optimizer)           # owners may change; the next step sees the new weights
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from collectives.placement import Placement
+from hecate.errors import UsageError
+from hecate.fssdp.lifecycle import StepLifecycle
+from hecate.fssdp.materialize import Materializer
+from hecate.fssdp.norm import clip_gradients, grad_square_sum
+from hecate.fssdp.reshard import OwnedTables, move_owners, rows_in_state
+from hecate.fssdp.routing import RouterConfig, RoutingLog
+from hecate.fssdp.shards import ExpertShard
+from hecate.mesh import ParallelContext, naming, sum_over
+from hecate.models.families import MoELayer
+from hecate.models.routers import Router
+from hecate.planner.load import LoadWindow
+from hecate.planner.policies.protocol import Policy
+
+
+@dataclass
+class ShardedExperts:
+    """The experts of a model as this rank holds them, one entry a layer.
+
+    ``owners`` keep the experts between steps; what a step materializes beside them is the
+    policy's to say, from the loads of the steps before. Gradients are the sum over ranks, or with
+    ``average_gradients`` their mean, as FSDP2 and DDP give for the dense part by default. A forward
+    pass outside a step computes on the owners alone, and has no backward pass.
+    """
+
+    ctx: ParallelContext
+    layers: tuple[MoELayer, ...]
+    owners: tuple[Placement, ...]
+    shards: tuple[ExpertShard, ...]
+    routers: tuple[Router, ...]
+    router: RouterConfig
+    average_gradients: bool
+    log: RoutingLog
+    policy: Policy
+    loads: LoadWindow
+    materializer: Materializer
+    lifecycle: StepLifecycle
+    step_number: int = 0
+    _auxiliary_asked: bool = False
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The master weights of every layer, ``[e, C]``, also where this rank owns none of it."""
+        return [shard.parameter for shard in self.shards]
+
+    @contextmanager
+    def step(self, number: int, *, micro_batches: int = 1) -> Iterator[None]:
+        """Around the forward and backward passes of step ``number`` (from 0), all alike on ranks.
+
+        ``micro_batches``: how often it goes forward and backward. Afterwards the gradients of
+        the experts are whole.
+        """
+        self.begin_step(number, micro_batches)
+        yield
+        self.finish_backward()
+
+    def begin_step(self, step: int, num_micro_batches: int) -> None:
+        """Forget the gradients, plan the step and start to materialize it."""
+        self.lifecycle.begin(num_micro_batches)
+        self.step_number, self._auxiliary_asked = step, False
+        self.log.begin_step()
+        for shard in self.shards:
+            shard.begin_step()
+        planned = self.policy.plan(step, self.loads, self.owners)
+        self.materializer.begin_step(planned, num_micro_batches)
+
+    def auxiliary_loss(self) -> torch.Tensor:
+        """The balance and z losses of the micro-batch just run, to be added to its loss.
+
+        A mean over the tokens of all ranks, as this rank's gradient needs it: see
+        ``RoutingLog.auxiliary_loss``.
+        """
+        self._auxiliary_asked = True
+        loss = self.log.auxiliary_loss(self.router, global_tokens=max(1, self.log.global_tokens))
+        return loss * self.ctx.world_size if self.average_gradients else loss
+
+    def finish_backward(self) -> None:
+        """Wait until the owners have the whole gradients; remember the loads of the step."""
+        self.lifecycle.finish()
+        if (self.router.balance_loss or self.router.z_loss) and not self._auxiliary_asked:
+            raise UsageError(
+                "router.balance_loss or router.z_loss is set, but no loss had them in it",
+                fix="add experts.auxiliary_loss() to the loss of each micro-batch, or set both "
+                "to 0",
+            )
+        self.log.begin_micro_batch()
+        self.materializer.finish_step()
+        if self.average_gradients and self.ctx.world_size > 1:
+            for shard in self.shards:
+                if shard.parameter.grad is not None:
+                    shard.parameter.grad.div_(self.ctx.world_size)
+        self.loads.push(self.log.counts_YE.cpu().numpy())
+
+    def grad_square_sum(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+        """This rank's part of the squared norm of all gradients; see ``norm.grad_square_sum``."""
+        return grad_square_sum(parameters, self.parameters(), self.ctx.rank)
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Clip the gradients of ``parameters``, dense and experts, by their norm over all ranks.
+
+        Collective. Returns the norm before; ``float("inf")`` only measures.
+        """
+        parameters = list(parameters)
+        with naming("the sum of gradient norms", self.ctx.rank):
+            total = sum_over(self.ctx.groups.control, self.grad_square_sum(parameters))
+        norm = math.sqrt(float(total))
+        clip_gradients(parameters, norm, max_norm)
+        return norm
+
+    def end_step(self, *optimizers: torch.optim.Optimizer) -> None:
+        """After ``optimizer.step()``: let experts change owners, and make the new weights count.
+
+        ``optimizers`` are those that hold the experts: what they keep of an expert moves with it.
+        """
+        self._require_held(optimizers)
+        self.lifecycle.end()
+        owners = self.policy.new_owners(self.step_number, self.loads, self.owners)
+        if owners is not self.owners:
+            self.move_owners(owners, *optimizers)
+        self.refresh()
+        self._update_router_bias()
+
+    def move_owners(self, owners: Sequence[Placement], *optimizers: torch.optim.Optimizer) -> None:
+        """Make ``owners`` those of every layer; collective over all ranks, between steps."""
+        kept = [rows_in_state(optimizers, shard.parameter) for shard in self.shards]
+        layers = [
+            OwnedTables(before, after, (shard.parameter.data, *rows.values()))
+            for shard, rows, before, after in zip(
+                self.shards, kept, self.owners, owners, strict=True
+            )
+        ]
+        with naming("the re-sharding of experts", self.ctx.rank):
+            moved = move_owners(layers, rank=self.ctx.rank, group=self.ctx.groups.gather)
+        for index, (own, tables) in enumerate(zip(layers, moved, strict=True)):
+            if tables is own.tables:
+                continue
+            shard = self.shards[index]
+            shard.adopt(own.after.chunks_on(self.ctx.rank), tables[0])
+            for optimizer in optimizers:
+                state = optimizer.state.get(shard.parameter, {})
+                state.update(zip(kept[index], tables[1:], strict=True) if state else ())
+            self.owners = (*self.owners[:index], own.after, *self.owners[index + 1 :])
+            self.materializer.set_owners(index, own.after)
+
+    def refresh(self) -> None:
+        """Bring what the forward pass uses up to date with the master weights."""
+        for shard in self.shards:
+            shard.refresh()
+
+    def checkpoint_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """``context_fn`` of ``torch.utils.checkpoint``: experts and routing are replayed."""
+        return self.log.checkpoint_contexts()
+
+    def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every expert tensor whole, by its name in transformers: ``[E, ...]``, masters, CPU.
+
+        Collective over all ranks, which all get them; one layer at a time is in memory.
+        """
+        for layer, shard in zip(self.layers, self.shards, strict=True):
+            shape = (layer.num_experts, layer.layout.numel)
+            table_EC = torch.zeros(shape, dtype=shard.parameter.dtype)
+            table_EC[list(shard.expert_ids)] = shard.parameter.detach().cpu()
+            with naming(f"the gathering of {layer.name}", self.ctx.rank):
+                dist.all_reduce(table_EC, group=self.ctx.groups.control)
+            for name, tensor in layer.layout.views(table_EC).items():
+                yield f"{layer.name}.{name}", tensor
+
+    def _require_held(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        held = {
+            id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]
+        }
+        for shard in self.shards:
+            if id(shard.parameter) not in held:
+                raise UsageError(
+                    f"no optimizer given to end_step holds the experts of {shard.layer.name}",
+                    got=f"{len(optimizers)} optimizers with {len(held)} parameters",
+                    expected="every one of experts.parameters(), the empty ones too",
+                    fix="make the optimizer after shard_experts, of model.parameters()",
+                )
+
+    def _update_router_bias(self) -> None:
+        """Raise the bias of experts below the mean load, lower the others' (2408.15664)."""
+        rate = self.router.bias_update_rate
+        if not rate:
+            return
+        for router in self.routers:
+            bias_E = router.bias
+            assert bias_E is not None
+            counts_E = self.log.counts_YE[router.layer.index, : bias_E.numel()].to(bias_E.dtype)
+            bias_E += rate * torch.sign(counts_E.mean() - counts_E).view_as(bias_E)
