@@ -15,7 +15,8 @@
 | replicas.py | executes | room for copies of what others own |
 | materialize.py | executes | a step's placements -> copies gathered, their gradients sent home |
 | reshard.py | executes | old owners, new owners -> whole rows moved between steps |
-| measure.py | executes | an experts module -> seconds of one row through one expert |
+| measure.py | executes | an experts module -> seconds of a slot, of a copy, and their overlap |
+| remembered.py | executes | a measurement -> a file that the next run finds |
 | routing.py | executes | counts, balance losses, replay under activation checkpointing |
 """
 

@@ -11,7 +11,7 @@ from torch import nn
 from hecate.config import nearest_name
 from hecate.errors import ConfigError
 from hecate.fssdp.config import ExpertsConfig
-from hecate.fssdp.measure import step_costs
+from hecate.fssdp.measure import measured_costs
 from hecate.mesh import ParallelContext
 from hecate.models.families import MoELayer
 from hecate.planner.policies import (
@@ -53,17 +53,17 @@ def choose_policy(
         )
     if name == "expert_parallel":
         return ExpertParallel()
-    costs = step_costs(
+    costs = measured_costs(
         config.costs, module, layer, ctx, dtype=dtype, compute_dtype=compute_dtype, folder=folder
     )
     match name:
         case "shadowing":
-            return Shadowing(config.shadowing, costs, ctx.node_of_rank)
+            return Shadowing(config.shadowing, costs.step, costs.topology)
         case "swapping":
-            return Swapping(config.swapping, costs, ctx.node_of_rank)
+            return Swapping(config.swapping, costs.step, costs.topology)
         case "replication":
-            return Replication(config.replication, costs, ctx.node_of_rank)
+            return Replication(config.replication, costs.step, costs.topology)
         case "fsdp":
-            return Fsdp(config.fsdp, costs, ctx.node_of_rank)
+            return Fsdp(config.fsdp, costs.step, costs.topology)
         case _:
-            return Fssdp(config.fssdp, costs, ctx.node_of_rank)
+            return Fssdp(config.fssdp, costs.step, costs.topology)

@@ -20,15 +20,16 @@ class CostsConfig(Config):
     """What the planner reckons with; 0 means: measure it here once, and remember it.
 
     ``slot_s``: seconds of one token's choice through one expert, forward and backward.
-    ``copy_s``: seconds that a copy of an expert adds to a step where nothing hides it.
-    ``free_copies``: copies that each rank can receive for a layer behind its attention.
-    ``slots_per_rank``: the most copies that a rank keeps of a layer.
+    ``copy_s``: seconds of an expert's weights to another rank and its gradient back, where nothing
+    hides them. ``hidden_s``: seconds of a layer's gather that attention hides, and half of what its
+    backward pass hides of the reduction. ``slots_per_rank``: the most copies that a rank keeps of
+    a layer.
     """
 
     slot_s: float = Field(default=0.0, ge=0)
     copy_s: float = Field(default=0.0, ge=0)
-    free_copies: int = Field(default=0, ge=0)
-    slots_per_rank: int = Field(default=64, ge=0)
+    hidden_s: float = Field(default=0.0, ge=0)
+    slots_per_rank: int = Field(default=0, ge=0)
 
 
 class ExpertsConfig(Config):

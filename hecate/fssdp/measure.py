@@ -1,17 +1,13 @@
-"""What a row and a copy cost on this machine: the planner's units, measured once and remembered.
+"""What a token, a copy and their overlap cost on this machine, measured when training starts.
 
-Plans must not differ between repeats of a run, so that what was measured is kept in a file, by
-everything that it depends on.
+Once for each machine, expert and dtype: later runs find the numbers again, and so plan the same.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,16 +22,29 @@ from collectives.topology import Link, Topology
 from collectives.transports import TRANSPORTS, LaunchResources
 from hecate.fssdp.config import CostsConfig
 from hecate.fssdp.experts import ExpertMath, kernel_for
+from hecate.fssdp.remembered import machine_digest, remembered
 from hecate.fssdp.replicas import ReplicaSlots
 from hecate.mesh import ParallelContext
 from hecate.models.families import MoELayer
-from hecate.planner.copies import StepCosts
+from hecate.planner.costs import NO_LIMIT, StepCosts
 
 ROWS = 256
 REPEATS = 5
+Pair = tuple[int, int]
+Once = Callable[[], None]
+# A world of one rank moves nothing; so fast that nothing waits for it.
+UNBOUNDED = Link(1e15, 0.0)
 
 
-def step_costs(
+@dataclass(frozen=True)
+class Costs:
+    """What policies reckon with: seconds and bytes, and who is how far from whom."""
+
+    step: StepCosts
+    topology: Topology
+
+
+def measured_costs(
     config: CostsConfig,
     module: nn.Module,
     layer: MoELayer,
@@ -44,130 +53,150 @@ def step_costs(
     dtype: torch.dtype,
     compute_dtype: torch.dtype,
     folder: Path,
-) -> StepCosts:
+) -> Costs:
     """The costs of ``layer``, whose experts are ``module``'s: as configured, else measured.
 
     Collective over all ranks; every rank gets the same numbers. Measurements are kept in
-    ``folder``, and only rank 0 reads and writes there.
+    ``folder``. What attention hides is not known yet, unless it is configured.
     """
-    numbers = torch.tensor([config.slot_s, config.copy_s], dtype=torch.float64)
-    if not numbers.all() and ctx.world_size > 1:
-        file = folder / f"{_digest(layer, ctx, compute_dtype)}.json"
-        known = torch.zeros(2, dtype=torch.float64)
-        if ctx.rank == 0:
-            known = _remembered(file)
-        dist.broadcast(known, group_src=0, group=ctx.groups.control)
-        if not known.all():
-            math = ExpertMath.of(module, layer.name)
-            mine = [
-                _slot_s(layer, math, ctx.device, compute_dtype),
-                _copy_s(layer, ctx, dtype, compute_dtype),
-            ]
-            known = torch.tensor(mine, dtype=torch.float64)
-            dist.all_reduce(known, op=dist.ReduceOp.MAX, group=ctx.groups.control)
-            if ctx.rank == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                unfinished = file.with_suffix(f".{uuid.uuid4().hex}")  # another run may write too
-                unfinished.write_text(json.dumps(known.tolist()))
-                unfinished.replace(file)
-        numbers = torch.where(numbers > 0, numbers, known)
-    slot_s, copy_s = numbers.tolist()
-    return StepCosts(
+    bench = _Bench(module, layer, ctx, dtype, compute_dtype)
+    numbers = [config.slot_s, config.copy_s, config.copy_s, 0.0]
+    if ctx.world_size > 1 and not (config.slot_s and config.copy_s):
+        found = remembered(
+            folder / f"{machine_digest(ctx, layer.layout.numel, dtype, compute_dtype)}.json",
+            ("slot_s", "inside_copy_s", "across_copy_s", "exposed_share"),
+            bench.run,
+            dist.ReduceOp.MAX,
+            ctx,
+        )
+        numbers = [given or there for given, there in zip(numbers, found, strict=True)]
+    slot_s, inside_s, across_s, exposed_share = numbers
+    gather_bytes = layer.layout.numel * compute_dtype.itemsize
+    reduce_bytes = layer.layout.numel * dtype.itemsize
+    inside, across = (
+        Link((gather_bytes + reduce_bytes) / copy_s, 0.0) if copy_s else UNBOUNDED
+        for copy_s in (inside_s, across_s)
+    )
+    step = StepCosts(
         slot_s=slot_s,
-        copy_s=copy_s,
-        free_copies=config.free_copies,
-        slots_per_rank=config.slots_per_rank,
+        gather_bytes=gather_bytes,
+        reduce_bytes=reduce_bytes,
+        hidden_gather_s=config.hidden_s,
+        hidden_reduce_s=2 * config.hidden_s,
+        overlap=1.0 if config.hidden_s else 1.0 - min(1.0, exposed_share),
+        slots_per_rank=config.slots_per_rank or NO_LIMIT,
     )
+    return Costs(step, Topology(ctx.node_of_rank, inside=inside, across=across))
 
 
-def _remembered(file: Path) -> torch.Tensor:
-    """What an earlier run measured; zeros where there is nothing, or nothing that can be read."""
-    try:
-        slot_s, copy_s = json.loads(file.read_text(encoding="utf-8"))
-        return torch.tensor([float(slot_s), float(copy_s)], dtype=torch.float64)
-    except (OSError, ValueError, TypeError):
-        return torch.zeros(2, dtype=torch.float64)
+class _Bench:
+    """Times one expert of a layer, with weights of zero."""
 
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: MoELayer,
+        ctx: ParallelContext,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self._module, self._layer, self._ctx = module, layer, ctx
+        self._dtype, self._compute_dtype = dtype, compute_dtype
 
-def _digest(layer: MoELayer, ctx: ParallelContext, compute_dtype: torch.dtype) -> str:
-    subject = (
-        platform.node(),
-        platform.processor(),
-        torch.__version__,
-        torch.get_num_threads(),
-        str(ctx.device.type),
-        ctx.node_of_rank,
-        layer.layout.numel,
-        str(compute_dtype),
-    )
-    return hashlib.sha256(repr(subject).encode()).hexdigest()[:16]
+    def run(self) -> Sequence[float]:
+        """Seconds of a slot, of a copy inside a node and across; and the share of it exposed.
 
+        A copy is an expert's weights to another rank and its gradient back, with nothing beside.
+        Where no two ranks share a node, or all do, both classes of link are the one there is.
+        """
+        nodes = Topology(self._ctx.node_of_rank, inside=UNBOUNDED, across=UNBOUNDED).nodes
+        within = next(((ranks[0], ranks[1]) for ranks in nodes if len(ranks) > 1), None)
+        between = (nodes[0][0], nodes[1][0]) if len(nodes) > 1 else None
+        compute = self._computation()
+        # NCCL forms a group's communicator in its first collective, in which all ranks take part
+        ctx = self._ctx
+        dist.all_reduce(torch.zeros(1, device=ctx.device), group=ctx.groups.gather)
+        compute_s = self._fastest_s(compute)
+        taken_s = [self._copy_s(pair) if pair else 0.0 for pair in (within, between)]
+        inside_s, across_s = taken_s[0] or taken_s[1], taken_s[1] or taken_s[0]
+        exposed = self._exposed_share(within or between, compute, compute_s)
+        return compute_s / ROWS, inside_s, across_s, exposed
 
-def _slot_s(
-    layer: MoELayer, math: ExpertMath, device: torch.device, compute_dtype: torch.dtype
-) -> float:
-    """One row through one expert, forward and backward, with weights of zero."""
-    buffers = (
-        torch.zeros(1, layer.layout.numel, device=device, dtype=compute_dtype) for _ in range(2)
-    )
-    held = [ReplicaSlots(layer, (0,), *buffers)]
-    kernel = kernel_for(device, compute_dtype, layer.layout)
-    shape = next(t.shape for t in layer.layout.tensors if t.name == math.down)
-    width = shape[1] if math.transposed else shape[0]
-    x_RD = torch.zeros(ROWS, width, device=device, dtype=compute_dtype)
-    weights_R = torch.ones(ROWS, device=device, dtype=compute_dtype)
+    def _computation(self) -> Once:
+        """``ROWS`` rows through one expert, forward and backward."""
+        layer, device, dtype = self._layer, self._ctx.device, self._compute_dtype
+        math = ExpertMath.of(self._module, layer.name)
+        buffers = (torch.zeros(1, layer.layout.numel, device=device, dtype=dtype) for _ in range(2))
+        held = [ReplicaSlots(layer, (0,), *buffers)]
+        kernel = kernel_for(device, dtype, layer.layout)
+        shape = next(t.shape for t in layer.layout.tensors if t.name == math.down)
+        width = shape[1] if math.transposed else shape[0]
+        x_RD = torch.zeros(ROWS, width, device=device, dtype=dtype)
+        weights_R = torch.ones(ROWS, device=device, dtype=dtype)
 
-    def once() -> None:
-        with torch.no_grad():
-            y_RD, saved = kernel.forward(x_RD, weights_R, [ROWS], held, math)
-            kernel.backward(y_RD, x_RD, weights_R, saved, [ROWS], held, math)
+        def once() -> None:
+            with torch.no_grad():
+                y_RD, saved = kernel.forward(x_RD, weights_R, [ROWS], held, math)
+                kernel.backward(y_RD, x_RD, weights_R, saved, [ROWS], held, math)
 
-    return _fastest_s(once, device) / ROWS
+        return once
 
+    def _copy_s(self, pair: Pair) -> float:
+        gather = self._launch(pair, sparse_all_gather, gather_schedule, self._compute_dtype)
+        reduction = self._launch(pair, sparse_reduce_scatter, reduce_schedule, self._dtype)
 
-def _copy_s(
-    layer: MoELayer, ctx: ParallelContext, dtype: torch.dtype, compute_dtype: torch.dtype
-) -> float:
-    """One expert from rank 0 to rank 1 and its gradient back, while nothing else happens."""
-    world_size, numel = ctx.world_size, layer.layout.numel
-    owners = Placement.from_owners([0], world_size)
-    copied = Placement(((0, 1),), world_size)
-    topology = Topology.single_node(world_size, Link(1.0, 0.0))
-    transport = TRANSPORTS["p2p"](LaunchResources())
+        def once() -> None:
+            gather().wait()
+            reduction().wait()
 
-    def launch(
-        collective: Callable[..., Handle], schedule_of: Callable[..., Schedule], kind: torch.dtype
+        return self._fastest_s(once)
+
+    def _exposed_share(self, pair: Pair | None, compute: Once, compute_s: float) -> float:
+        """How much longer computation takes beside a gather, over what the gather takes alone."""
+        if pair is None:
+            return 0.0
+        gather = self._launch(pair, sparse_all_gather, gather_schedule, self._compute_dtype)
+        gather_s = self._fastest_s(lambda: gather().wait())
+        times = 1 + int(1.5 * gather_s / compute_s)
+
+        def together() -> None:
+            moving = gather()
+            for _ in range(times):
+                compute()
+            moving.wait()
+
+        return max(0.0, (self._fastest_s(together) - times * compute_s) / gather_s)
+
+    def _launch(
+        self,
+        pair: Pair,
+        collective: Callable[..., Handle],
+        schedule_of: Callable[..., Schedule],
+        dtype: torch.dtype,
     ) -> Callable[[], Handle]:
-        changes = [Change(owners, copied, numel * kind.itemsize)]
-        row = {0: torch.zeros(numel, device=ctx.device, dtype=kind)} if ctx.rank < 2 else {}
+        """A collective that moves the expert of the pair's first rank to the second, or back."""
+        ctx, numel = self._ctx, self._layer.layout.numel
+        owners = Placement.from_owners([pair[0]], ctx.world_size)
+        copied = Placement((tuple(sorted(pair)),), ctx.world_size)
+        changes = [Change(owners, copied, numel * dtype.itemsize)]
+        row = torch.zeros(numel, device=ctx.device, dtype=dtype) if ctx.rank in pair else None
+        topology = Topology.single_node(ctx.world_size, UNBOUNDED)
         return partial(
             collective,
-            [row],
+            [{} if row is None else {0: row}],
             changes,
             schedule=schedule_of(changes, topology, hierarchical=False),
-            transport=transport,
+            transport=TRANSPORTS["p2p"](LaunchResources()),
             group=ctx.groups.gather,
             rank=ctx.rank,
         )
 
-    gather = launch(sparse_all_gather, gather_schedule, compute_dtype)
-    reduction = launch(sparse_reduce_scatter, reduce_schedule, dtype)
-
-    def once() -> None:
-        gather().wait()
-        reduction().wait()
-
-    # NCCL forms a group's communicator in its first collective, in which all ranks take part
-    dist.all_reduce(torch.zeros(1, device=ctx.device), group=ctx.groups.gather)
-    return _fastest_s(once, ctx.device)
-
-
-def _fastest_s(once: Callable[[], None], device: torch.device) -> float:
-    taken = []
-    for _ in range(1 + REPEATS):
-        started = time.perf_counter()
-        once()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
+    def _fastest_s(self, once: Once) -> float:
+        device, taken = self._ctx.device, []
+        for _ in range(1 + REPEATS):
+            started = time.perf_counter()
+            once()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - started)
+        return min(taken[1:])

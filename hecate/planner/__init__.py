@@ -8,7 +8,6 @@
 | materialization.py | decides | loads, owners, budgets -> copies, by load or by predicted time |
 | spreading.py | decides | how many copies of each expert -> on which ranks |
 | worthwhile.py | decides | one layer's loads -> copies one by one while they pay |
-| copies.py | decides | loads, owners, costs -> the copies of a step |
 | owners.py | decides | loads, owners -> new owners |
 | sharding.py | decides | loads, owners -> owners of all layers, by Algorithm 2 or by swaps |
 | calibration.py | decides | counts after the gate, who holds what -> further copies |
@@ -19,7 +18,6 @@
 from hecate.planner.costs import (
     StepCosts,
     exposed_s,
-    overlap_experts,
     predicted_layer_s,
     predicted_step_s,
     rank_loads,
@@ -38,7 +36,6 @@ __all__ = [
     "exposed_s",
     "materialize_by_load",
     "materialize_by_time",
-    "overlap_experts",
     "predicted_layer_s",
     "predicted_step_s",
     "rank_loads",

@@ -2,8 +2,8 @@
 
 A layer waits for its busiest rank, and for whatever of its transfers attention does not hide::
 
-    layer_s = slots of the busiest rank x slot_s
-              + max(0, gather_s - hidden_gather_s) + max(0, reduce_s - hidden_reduce_s)
+    layer_s = slots of the busiest rank x slot_s + exposed(gather) + exposed(reduction)
+    exposed(t) = t - overlap x min(t, seconds of attention beside it)
 
 Transfers follow 2502.02581, section 3.1: the busiest node's link to other nodes (each expert enters
 a node once) or the busiest rank's link inside, in the busier direction, and one launch.
@@ -27,22 +27,32 @@ Seconds = npt.NDArray[np.float64]
 SWEEPS = 3  # of levelling: more change predicted loads by less than a slot in a thousand
 
 
+NO_LIMIT = (1 << 31) - 1
+
+
 @dataclass(frozen=True)
 class StepCosts:
     """What the planner reckons with, equal on all ranks.
 
     ``slot_s``: one slot (a token's choice of an expert) through an expert, forward and backward.
     ``gather_bytes``, ``reduce_bytes``: one expert's weights, one expert's gradient, as they travel.
-    ``hidden_gather_s``, ``hidden_reduce_s``: how much of a layer's gather and reduction attention
-    hides. ``launch_s``: what a layer's gather or reduction takes beyond its bytes.
+    ``launch_s``: what a layer's gather or reduction takes beyond its bytes. ``hidden_gather_s``,
+    ``hidden_reduce_s``: attention that a layer's gather and reduction run beside. ``overlap``: the
+    share of a transfer beside computation that does not slow the computation down; 1 where a
+    network card and its own stream do the work, near 0 where the same core does. ``gathers``: how
+    often a layer is gathered in a step, 2 with re-materialization. ``slots_per_rank``: the most
+    copies of a layer that a rank has memory for, the paper's *m*.
     """
 
     slot_s: float
     gather_bytes: int
     reduce_bytes: int
+    launch_s: float = 0.0
     hidden_gather_s: float = 0.0
     hidden_reduce_s: float = 0.0
-    launch_s: float = 0.0
+    overlap: float = 1.0
+    gathers: int = 1
+    slots_per_rank: int = NO_LIMIT
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,12 +60,47 @@ class StepCosts:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{field.name} is {value}; expected a finite number from 0 up")
 
+    def exposed_s(self, rank_copies: int, node_copies: int, topology: Topology) -> float:
+        """What a layer's transfers add to a step.
 
-def overlap_experts(
-    non_moe_s: float, bandwidth_bytes_per_s: float, expert_bytes: int, *, safety: float = 0.8
-) -> int:
-    """The paper's *t* (section 4.2): experts that travel while a layer does all but its experts."""
-    return int(safety * non_moe_s * bandwidth_bytes_per_s / expert_bytes)
+        ``rank_copies``: through the busiest rank; ``node_copies``: of these, over the busiest
+        node's link to the others.
+        """
+        if not rank_copies:
+            return 0.0
+        inside = topology.inside.bandwidth_bytes_per_s
+        across = topology.across.bandwidth_bytes_per_s
+        total_s = 0.0
+        for times, num_bytes, beside_s in (
+            (self.gathers, self.gather_bytes, self.hidden_gather_s),
+            (1, self.reduce_bytes, self.hidden_reduce_s),
+        ):
+            taken_s = max(rank_copies * num_bytes / inside, node_copies * num_bytes / across)
+            taken_s += self.launch_s
+            total_s += times * (taken_s - self.overlap * min(taken_s, beside_s))
+        return total_s
+
+    def late_copy_s(self, topology: Topology) -> float:
+        """One copy that is gathered after the gate, when nothing hides it, and its gradient."""
+        slowest = min(
+            link.bandwidth_bytes_per_s
+            for link, used in (
+                (topology.inside, topology.num_nodes < topology.world_size),
+                (topology.across, topology.num_nodes > 1),
+            )
+            if used or topology.world_size == 1
+        )
+        return (self.gather_bytes + self.reduce_bytes) / slowest
+
+    def overlap_experts(self, topology: Topology, *, safety: float = 0.8) -> int:
+        """The paper's *t* (section 4.2): experts that travel while attention computes.
+
+        By the slower class of link, and ``safety`` of what it carries; whether that slows
+        attention down is not asked.
+        """
+        slowest = min(topology.inside.bandwidth_bytes_per_s, topology.across.bandwidth_bytes_per_s)
+        hidden_bytes = safety * self.hidden_gather_s * slowest
+        return int(min(hidden_bytes / max(1, self.gather_bytes), NO_LIMIT))
 
 
 def rank_loads(
@@ -156,17 +201,8 @@ def exposed_s(replicas: Replicas, owners_YE: Ids, topology: Topology, costs: Ste
     if not len(replicas):
         return np.zeros(len(owners_YE))
     rank_Y, node_Y = transfer_copies(replicas, owners_YE, topology)
-    inside = topology.inside.bandwidth_bytes_per_s
-    across = topology.across.bandwidth_bytes_per_s
-    total_Y = np.zeros(len(owners_YE))
-    for num_bytes, hidden_s in (
-        (costs.gather_bytes, costs.hidden_gather_s),
-        (costs.reduce_bytes, costs.hidden_reduce_s),
-    ):
-        taken_Y = np.maximum(rank_Y * (num_bytes / inside), node_Y * (num_bytes / across))
-        taken_Y = taken_Y + costs.launch_s * (rank_Y > 0)
-        total_Y += np.maximum(taken_Y - hidden_s, 0.0)
-    return total_Y
+    pairs = zip(rank_Y.tolist(), node_Y.tolist(), strict=True)
+    return np.array([costs.exposed_s(rank, node, topology) for rank, node in pairs])
 
 
 def predicted_layer_s(

@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from collectives.topology import Topology
-from hecate.planner.costs import StepCosts, predicted_layer_s
+from hecate.planner.costs import NO_LIMIT, StepCosts, predicted_layer_s
 from hecate.planner.load import Loads
 from hecate.planner.plan import Ids, Replicas
 from hecate.planner.spreading import LOAD_BITS, UNIT_BITS, Turns, Whole, spread
 from hecate.planner.worthwhile import LayerSearch
 
 LEAST_IMBALANCE = 1.05
-NO_LIMIT = (1 << 31) - 1
 SEARCHED_RANKS = 64  # beyond that, a search of single copies takes too long
 
 
@@ -164,12 +163,12 @@ def materialize_by_time(
     send_budget: int = NO_LIMIT,
     least_imbalance: float = LEAST_IMBALANCE,
 ) -> Replicas:
-    """For each layer, of several sets of copies the one with the least predicted time.
+    """The copies of each layer with which it is predicted to be fastest; none that does not pay.
 
-    They are: none; those of ``materialize_by_load``; those of its smaller forms, with half the
-    slots or experts and so on; and, with up to ``SEARCHED_RANKS`` ranks, those that a search of one
-    copy at a time finds. So it is predicted never to be slower than either rule. Arguments are
-    those of ``materialize_by_load``; of equals, the set with fewer copies.
+    Up to ``SEARCHED_RANKS`` ranks ``LayerSearch`` adds one copy at a time, up to the best point.
+    With more ranks it is the best of no copies and the forms of ``materialize_by_load``: with all
+    experts and slots, with half of them and so on; of equals, the one with the fewest copies.
+    Arguments are those of ``materialize_by_load``.
     """
     check_loads(loads_YE, owners_YE, topology.world_size)
     hot = min(overlap_experts, loads_YE.shape[1])
@@ -180,9 +179,7 @@ def materialize_by_time(
     uneven_Y = _unevenly_loaded(units_YE, owners_YE, topology.world_size, least_imbalance)
     if not uneven_Y.any():
         return Replicas.none()
-    candidates = [Replicas.none()]
-    levelled = topology.world_size <= SEARCHED_RANKS
-    if levelled:
+    if topology.world_size <= SEARCHED_RANKS:
         owners, loads = owners_YE.tolist(), loads_YE.tolist()
         triples = []
         for layer in np.flatnonzero(uneven_Y).tolist():
@@ -196,10 +193,11 @@ def materialize_by_time(
                 overlap_experts=hot,
             )
             triples += [(layer, expert, rank) for expert, rank in search.run()]
-        candidates.append(Replicas.of(triples))
+        return Replicas.of(triples)
     sizes = [(hot, slots)]
-    while not levelled and max(sizes[-1]) > 1:
+    while max(sizes[-1]) > 1:
         sizes.append((max(1, sizes[-1][0] // 2), max(1, sizes[-1][1] // 2)))
+    candidates = [Replicas.none()]
     for fewer_hot, fewer_slots in sizes:
         candidates.append(
             materialize_by_load(
@@ -212,7 +210,7 @@ def materialize_by_time(
                 least_imbalance=least_imbalance,
             )
         )
-    return _fastest(candidates, loads_YE, owners_YE, topology, costs, levelled=levelled)
+    return _fastest(candidates, loads_YE, owners_YE, topology, costs)
 
 
 def _fastest(
@@ -221,8 +219,6 @@ def _fastest(
     owners_YE: Ids,
     topology: Topology,
     costs: StepCosts,
-    *,
-    levelled: bool,
 ) -> Replicas:
     """Layer by layer, the candidate with the least predicted time, then the fewest copies."""
     # Candidates are layers to the prediction, so that all are looked at in one go.
@@ -238,7 +234,7 @@ def _fastest(
         together,
         topology,
         costs,
-        levelled=levelled,
+        levelled=False,
     ).reshape(len(candidates), num_layers)
     number = np.array([np.bincount(each.layer, minlength=len(loads_YE)) for each in candidates])
     fewest = np.where(seconds == seconds.min(0), number, NO_LIMIT)

@@ -70,6 +70,17 @@ class Replicas:
         return Replicas(self.layer[kept], self.expert[kept], self.rank[kept])
 
 
+def owners_table(owners: Sequence[Placement], num_experts: int) -> Ids:
+    """The rank that owns each expert, ``[Y, E]``; 0 beyond a layer's experts, which have no load.
+
+    Raises ``ValueError`` for a layer in which an expert has not just one owner.
+    """
+    owners_YE = np.zeros((len(owners), num_experts), dtype=np.int32)
+    for row, own in zip(owners_YE, owners, strict=True):
+        row[: own.num_chunks] = own.owners
+    return owners_YE
+
+
 def replicas_to_placements(
     owners: Sequence[Placement], replicas: Replicas
 ) -> tuple[Placement, ...]:

@@ -13,6 +13,8 @@ from hecate.planner.costs import StepCosts
 
 Copy = tuple[int, int]  # expert, rank
 
+LEAST_SLOTS = 1.0  # that a copy must take over
+
 
 class LayerSearch:
     """One layer: who computes how much, what travels, and the fastest point reached."""
@@ -45,43 +47,58 @@ class LayerSearch:
 
     def run(self) -> list[Copy]:
         """The copies up to the point at which the layer is predicted to be fastest."""
-        best_s, best = self._seconds(), 0
-        while self._add_one():
-            now_s = self._seconds()
+        slot_s = self._costs.slot_s
+        even_s = sum(self._loads_W) / len(self._loads_W) * slot_s
+        best_s, best = max(self._loads_W) * slot_s, 0
+        while self._relieve():
+            transfers_s = self._exposed_s()
+            now_s = max(self._loads_W) * slot_s + transfers_s
             if now_s < best_s:
                 best_s, best = now_s, len(self._copies)
+            if even_s + transfers_s >= best_s:  # further copies only add to the transfers
+                break
         return self._copies[:best]
 
-    def _seconds(self) -> float:
-        costs, total_s = self._costs, max(self._loads_W) * self._costs.slot_s
-        if not self._copies:
-            return total_s
+    def _exposed_s(self) -> float:
         rank = max(*self._taken_W, *self._sent_W)
         node = max((*self._in_N.values(), *self._out_N.values()), default=0)
-        inside = self._topology.inside.bandwidth_bytes_per_s
-        across = self._topology.across.bandwidth_bytes_per_s
-        for num_bytes, hidden_s in (
-            (costs.gather_bytes, costs.hidden_gather_s),
-            (costs.reduce_bytes, costs.hidden_reduce_s),
-        ):
-            taken_s = max(rank * num_bytes / inside, node * num_bytes / across) + costs.launch_s
-            total_s += max(0.0, taken_s - hidden_s)
-        return total_s
+        return self._costs.exposed_s(rank, node, self._topology)
 
-    def _add_one(self) -> bool:
-        """Relieve the busiest rank by one copy, on the least busy rank that can take one."""
+    def _relieve(self) -> bool:
+        """Take load off the busiest rank: to a rank that holds the expert too, or by one copy.
+
+        Of the ranks that can, the least busy one takes it. False where none can.
+        """
         loads_W = self._loads_W
         source = max(range(len(loads_W)), key=lambda rank: (loads_W[rank], -rank))
+        less_busy = []
         for target in sorted(range(len(loads_W)), key=lambda rank: (loads_W[rank], rank)):
             surplus = (loads_W[source] - loads_W[target]) / 2
-            if surplus <= 0:
-                return False
+            if surplus < LEAST_SLOTS:
+                break
+            shared = self._largest_shared(source, target)
+            if shared >= 0:
+                self._shift(shared, source, target, surplus)
+                return True
+            less_busy.append((target, surplus))
+        for target, surplus in less_busy:
             if self._taken_W[target] < self._slots:
                 found = self._expert_for(source, target, surplus)
                 if found >= 0:
-                    self._move(found, source, target, surplus)
+                    self._shift(found, source, target, surplus)
+                    self._send(found, target)
                     return True
         return False
+
+    def _largest_shared(self, source: int, target: int) -> int:
+        """The expert of most slots on ``source`` that ``target`` holds too; -1 for none."""
+        theirs = self._parts[target]
+        shared = [
+            (-part, expert)
+            for expert, part in self._parts[source].items()
+            if part >= LEAST_SLOTS and expert in theirs
+        ]
+        return min(shared)[1] if shared else -1
 
     def _expert_for(self, source: int, target: int, surplus: float) -> int:
         """The smallest part that covers the surplus, or else the largest; -1 where none may go."""
@@ -90,7 +107,7 @@ class LayerSearch:
         best, best_key = -1, (2, 0.0, 0)
         for expert, part in self._parts[source].items():
             owner = self._owners_E[expert]
-            if part <= 0 or target == owner or (expert, target) in self._held:
+            if part < LEAST_SLOTS or target == owner or (expert, target) in self._held:
                 continue
             if expert not in travelling and len(travelling) >= self._most:
                 continue
@@ -102,13 +119,15 @@ class LayerSearch:
                 best, best_key = expert, key
         return best
 
-    def _move(self, expert: int, source: int, target: int, surplus: float) -> None:
-        part = self._parts[source][expert]
-        amount = min(part, surplus)
-        self._parts[source][expert] = part - amount
-        self._parts[target][expert] = amount
+    def _shift(self, expert: int, source: int, target: int, surplus: float) -> None:
+        amount = min(self._parts[source][expert], surplus)
+        self._parts[source][expert] -= amount
+        self._parts[target][expert] = self._parts[target].get(expert, 0.0) + amount
         self._loads_W[source] -= amount
         self._loads_W[target] += amount
+
+    def _send(self, expert: int, target: int) -> None:
+        """Write down one more copy, and what carries it: its node gets an expert only once."""
         self._copies.append((expert, target))
         self._held.add((expert, target))
         self._taken_W[target] += 1

@@ -9,7 +9,6 @@ from collectives.topology import Link, Topology
 from hecate.planner.costs import (
     StepCosts,
     exposed_s,
-    overlap_experts,
     predicted_step_s,
     rank_loads,
     transfer_copies,
@@ -62,10 +61,29 @@ def test_seconds_are_the_busiest_ranks_and_what_attention_does_not_hide() -> Non
     assert predicted_step_s(LOADS, OWNERS, Replicas.none(), TOPOLOGY, costs) == 10
 
 
+def test_attention_hides_what_overlaps_with_it() -> None:
+    costs = StepCosts(
+        slot_s=0.1, gather_bytes=10, reduce_bytes=20, hidden_gather_s=0.4, overlap=0.5, gathers=2
+    )
+    # each gather: 1 s, of which half of 0.4 costs nothing; the reduction: 2 s beside nothing
+    assert costs.exposed_s(2, 1, TOPOLOGY) == pytest.approx(2 * 0.8 + 2)
+    assert costs.exposed_s(0, 0, TOPOLOGY) == 0
+
+
+def test_a_late_copy_takes_the_slowest_link_that_ranks_have() -> None:
+    costs = StepCosts(slot_s=0.1, gather_bytes=10, reduce_bytes=20, hidden_gather_s=9.0)
+    assert costs.late_copy_s(TOPOLOGY) == pytest.approx(3.0)
+    inside, across = TOPOLOGY.inside, TOPOLOGY.across
+    assert costs.late_copy_s(Topology((0, 0), inside, across)) == pytest.approx(0.3)
+    assert costs.late_copy_s(Topology((0, 1), inside, across)) == pytest.approx(3.0)
+
+
 def test_the_overlap_degree_is_what_travels_meanwhile() -> None:
     # 1 ms at 50 GB/s, experts of 4.7 MB: 10.6 of them, 8.5 with the margin
-    assert overlap_experts(1e-3, 50e9, 4_700_000, safety=1.0) == 10
-    assert overlap_experts(1e-3, 50e9, 4_700_000) == 8
+    costs = StepCosts(slot_s=0.1, gather_bytes=4_700_000, reduce_bytes=1, hidden_gather_s=1e-3)
+    topology = Topology((0, 0, 1, 1), inside=Link(300e9, 0.0), across=Link(50e9, 0.0))
+    assert costs.overlap_experts(topology, safety=1.0) == 10
+    assert costs.overlap_experts(topology) == 8
 
 
 def test_costs_that_are_no_costs_are_refused() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from collectives.placement import Placement
-from hecate.planner.copies import StepCosts
+from collectives.topology import Link, Topology
+from hecate.planner.costs import StepCosts
 from hecate.planner.load import LoadWindow
 from hecate.planner.policies import (
     POLICIES,
@@ -24,7 +25,15 @@ from hecate.planner.policies import (
     even_choices,
 )
 
-COSTS = StepCosts(slot_s=1.0, copy_s=4.0, free_copies=0, slots_per_rank=2)
+# a slot takes a second, a copy four
+COSTS = StepCosts(slot_s=1.0, gather_bytes=2, reduce_bytes=2, slots_per_rank=2)
+
+
+def nodes(count):
+    return Topology.single_node(count, Link(1.0, 0.0))
+
+
+TWO = nodes(2)
 CONFIGS = {
     "fsdp": FsdpConfig,
     "fssdp": FssdpConfig,
@@ -36,7 +45,7 @@ CONFIGS = {
 
 def build(name, ranks):
     config = CONFIGS[name]() if name in CONFIGS else None
-    return POLICIES[name](config, COSTS, [0] * ranks)
+    return POLICIES[name](config, COSTS, nodes(ranks))
 
 
 def window(*steps):
@@ -100,19 +109,19 @@ def test_expert_parallel_needs_nothing():
 def test_shadowing_copies_a_hot_expert_once_that_pays():
     owners = Placement.even(2, 2)
     # 20 on rank 0 and 2 on rank 1: shared they are 11 each, and the broadcast costs 4
-    policy = Shadowing(ShadowingConfig(), COSTS, [0, 0])
+    policy = Shadowing(ShadowingConfig(), COSTS, TWO)
     held = policy.after_gate(0, np.array([[10, 1], [10, 1]]), owners)
     assert held.holders == ((0, 1), (1,))
     assert busiest(policy, [[10, 1], [10, 1]], held) == 11
     # 6 on rank 0 and 2 on rank 1: 4 each, which saves 2 for 4
     assert policy.after_gate(0, np.array([[3, 1], [3, 1]]), owners) is owners
     # dealt by FasterMoE's own rule a shadow leaves rank 0 with its own 20
-    policy = Shadowing(ShadowingConfig(dispatch="even"), COSTS, [0, 0])
+    policy = Shadowing(ShadowingConfig(dispatch="even"), COSTS, TWO)
     assert policy.after_gate(0, np.array([[20, 1], [0, 1]]), owners) is owners
 
 
 def test_shadowing_keeps_to_the_memory_there_is():
-    policy = Shadowing(ShadowingConfig(), COSTS, [0, 0])
+    policy = Shadowing(ShadowingConfig(), COSTS, TWO)
     counts_WE = np.array([[50, 50, 50, 50, 0], [50, 50, 50, 50, 0]])
     held = policy.after_gate(0, counts_WE, Placement.from_owners([0, 0, 0, 0, 1], 2))
     assert sum(len(ranks) - 1 for ranks in held.holders) == 2
@@ -121,19 +130,19 @@ def test_shadowing_keeps_to_the_memory_there_is():
 def test_swapping_evens_out_at_its_interval_alone():
     owners = (Placement.even(4, 2),)
     loads = window([[100, 80, 10, 10]])  # 180 | 20; best is 110 | 90
-    policy = Swapping(SwappingConfig(every=10), COSTS, [0, 0])
+    policy = Swapping(SwappingConfig(every=10), COSTS, TWO)
     assert policy.new_owners(8, loads, owners) is owners
     moved = policy.new_owners(9, loads, owners)
     assert busiest(policy, [[100, 80, 10, 10], [0, 0, 0, 0]], moved[0]) == 110
     assert policy.new_owners(19, loads, moved) is moved
     # two moves of 1000 copies of 4 s cost more than 10 steps of 70 slots of 1 s
-    dear = Swapping(SwappingConfig(every=10, copies_per_move=1000), COSTS, [0, 0])
+    dear = Swapping(SwappingConfig(every=10, copies_per_move=1000), COSTS, TWO)
     assert dear.new_owners(9, loads, owners) is owners
 
 
 def test_replicas_last_until_the_load_calls_for_others():
     owners = (Placement.even(4, 2),)
-    policy = Replication(ReplicationConfig(), COSTS, [0, 0])
+    policy = Replication(ReplicationConfig(), COSTS, TWO)
     held = policy.plan(1, window([[100, 0, 10, 10]]), owners)
     assert held[0].holders == ((0, 1), (0,), (1,), (1,))
     # not needed, but not in the way either
@@ -146,12 +155,12 @@ def test_replicas_last_until_the_load_calls_for_others():
 
 def test_replicas_are_the_state_of_replication():
     owners = (Placement.even(4, 2),)
-    policy = Replication(ReplicationConfig(), COSTS, [0, 0])
+    policy = Replication(ReplicationConfig(), COSTS, TWO)
     assert policy.state() == {"holders": []}
     hot, calm = window([[100, 0, 10, 10]]), window([[10, 10, 10, 10]])
     held = policy.plan(1, hot, owners)
     assert policy.state() == {"holders": [[[0, 1], [0], [1], [1]]]}
-    resumed, fresh = (Replication(ReplicationConfig(), COSTS, [0, 0]) for _ in range(2))
+    resumed, fresh = (Replication(ReplicationConfig(), COSTS, TWO) for _ in range(2))
     resumed.restore(json.loads(json.dumps(policy.state())))
     assert resumed.plan(2, calm, owners) == policy.plan(2, calm, owners) == held
     assert fresh.plan(2, calm, owners) == owners
@@ -182,7 +191,7 @@ def test_a_policy_that_takes_up_a_state_goes_on_alike(name):
 
 def test_replicas_keep_to_their_slots():
     owners = (Placement.even(8, 2),)
-    policy = Replication(ReplicationConfig(), COSTS, [0, 0])
+    policy = Replication(ReplicationConfig(), COSTS, TWO)
     rng = np.random.default_rng(0)
     for step in range(30):
         plan = policy.plan(step, window([rng.integers(0, 300, 8).tolist()]), owners)
@@ -191,7 +200,7 @@ def test_replicas_keep_to_their_slots():
 
 
 def test_fsdp_gathers_everything_and_keeps_every_slot_at_home():
-    policy = Fsdp(FsdpConfig(), COSTS, [0, 0])
+    policy = Fsdp(FsdpConfig(), COSTS, TWO)
     (plan,) = policy.plan(0, LoadWindow(1, 3), (Placement.even(3, 2),))
     assert plan.holders == ((0, 1),) * 3
     quotas_WEW = policy.route(np.array([[4, 0, 2], [1, 9, 0]]), plan)
@@ -204,7 +213,7 @@ def test_fssdp_deals_by_the_paper_where_it_is_asked_to():
     owners = (Placement.even(4, 2), Placement.from_owners([0, 0, 1], 2))
     loads = window([[60, 10, 10, 10], [5, 5, 5, 0]])
     config = FssdpConfig(sharding="paper", reshard_every=5)
-    policy = Fssdp(config, COSTS, [0, 0])
+    policy = Fssdp(config, COSTS, TWO)
     assert policy.new_owners(3, loads, owners) is owners
     moved = policy.new_owners(4, loads, owners)
     assert busiest(policy, [[60, 10, 10, 10], [0, 0, 0, 0]], moved[0]) == 60
@@ -212,7 +221,7 @@ def test_fssdp_deals_by_the_paper_where_it_is_asked_to():
     owned = [sum(len(each.chunks_on(rank)) for each in moved) for rank in (0, 1)]
     assert sorted(owned) == [3, 4]
     # the layer's 70 become 60, which 5 steps of it must earn: 50 slots for 2 moves and more
-    dear = Fssdp(config.model_copy(update={"slots_per_move": 50.0}), COSTS, [0, 0])
+    dear = Fssdp(config.model_copy(update={"slots_per_move": 50.0}), COSTS, TWO)
     assert dear.new_owners(4, loads, owners) is owners
 
 
@@ -220,7 +229,7 @@ def test_calibration_is_off_unless_asked_for():
     owners = (Placement.even(2, 2),)
     counts_WE = np.array([[20, 1], [20, 1]])
     for wanted in (False, True):
-        policy = Fssdp(FssdpConfig(calibrate=wanted), COSTS, [0, 0])
+        policy = Fssdp(FssdpConfig(calibrate=wanted), COSTS, TWO)
         policy.plan(0, LoadWindow(1, 2), owners)
         held = policy.after_gate(0, counts_WE, owners[0])
         assert (held is owners[0]) != wanted

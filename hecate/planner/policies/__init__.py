@@ -11,7 +11,7 @@
 | fsdp.py | decides | every expert on every rank |
 | force_balanced.py | decides | choices in the routers' place, all alike: the ceiling |
 
-All but the first are made from (config, costs, node of each rank); ``POLICIES`` has them by name.
+All but the first are made from (config, costs, topology); ``POLICIES`` has them by name.
 """
 
 from hecate.planner.policies.expert_parallel import ExpertParallel

@@ -6,32 +6,38 @@ looked at every ``reshard_every`` steps (section 4.3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from collectives.placement import Placement
+from collectives.topology import Topology
 from hecate.config import Config
 from hecate.planner.calibration import calibrate
-from hecate.planner.copies import StepCosts, choose_copies
+from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts, Loads, LoadWindow
+from hecate.planner.materialization import materialize_by_load, materialize_by_time
 from hecate.planner.owners import imbalance, swap_owners
-from hecate.planner.policies.protocol import Policy
+from hecate.planner.plan import Replicas, owners_table, replicas_to_placements
+from hecate.planner.policies.protocol import Policy, Reckoning
 from hecate.planner.quotas import Rule, route
 from hecate.planner.sharding import shard_by_load
 
 
 class FssdpConfig(Config):
-    """``reshard_every``: steps between two looks at who owns what; 0 leaves owners as they are.
+    """What is copied for a step, and when owners change.
 
+    ``materialization``: ``predicted`` makes the copies that shorten the predicted step, ``paper``
+    those of Algorithm 1, the most loaded experts up to what attention hides and memory holds.
+    ``reshard_every``: steps between two looks at who owns what; 0 leaves owners as they are.
     ``reshard_at``: the least imbalance over owners, max over mean of the window, at which a layer's
     owners change. ``sharding``: ``swaps`` between ranks of one layer, or by the paper's Algorithm 2
     over all layers, whose moves must gain more slots of the busiest ranks until the next look than
     ``slots_per_move`` for each expert. ``dispatch``: how slots are dealt to an expert's holders.
     """
 
+    materialization: Literal["predicted", "paper"] = "predicted"
     reshard_every: int = Field(default=10, ge=0)
     reshard_at: float = Field(default=1.1, ge=1)
     sharding: Literal["swaps", "paper"] = "swaps"
@@ -43,13 +49,13 @@ class FssdpConfig(Config):
 MOST_SWAPS = 8
 
 
-class Fssdp(Policy):
+class Fssdp(Reckoning, Policy):
     """The policy of the paper, with copies that must pay for themselves."""
 
     name = "fssdp"
 
-    def __init__(self, config: FssdpConfig, costs: StepCosts, node_of_rank: Sequence[int]) -> None:
-        self._config, self._costs, self._node_of_rank = config, costs, tuple(node_of_rank)
+    def __init__(self, config: FssdpConfig, costs: StepCosts, topology: Topology) -> None:
+        self._config, self.costs, self._topology = config, costs, topology
         self._owners: tuple[Placement, ...] = ()
 
     def plan(
@@ -58,10 +64,26 @@ class Fssdp(Policy):
         self._owners = owners
         if not loads.has_history:
             return owners
-        predicted_YE = loads.predict()
-        return tuple(
-            choose_copies(loads_E[: own.num_chunks], own, self._costs)
-            for loads_E, own in zip(predicted_YE, owners, strict=True)
+        return replicas_to_placements(owners, self._copies(loads.predict(), owners))
+
+    def _copies(self, loads_YE: Loads, owners: tuple[Placement, ...]) -> Replicas:
+        num_experts = loads_YE.shape[1]
+        owners_YE = owners_table(owners, num_experts)
+        if self._config.materialization == "paper":
+            return materialize_by_load(
+                loads_YE,
+                owners_YE,
+                self._topology.node_of_rank,
+                overlap_experts=self.costs.overlap_experts(self._topology),
+                slots_per_rank=self.costs.slots_per_rank,
+            )
+        return materialize_by_time(
+            loads_YE,
+            owners_YE,
+            self._topology,
+            self.costs,
+            overlap_experts=num_experts,
+            slots_per_rank=self.costs.slots_per_rank,
         )
 
     def after_gate(self, layer: int, counts_WE: Counts, placement: Placement) -> Placement:
@@ -73,10 +95,10 @@ class Fssdp(Policy):
         return calibrate(
             counts_WE,
             placement,
-            self._node_of_rank,
-            slots_left_W=[self._costs.slots_per_rank - copies for copies in copies_W],
-            slot_s=self._costs.slot_s,
-            copy_s=self._costs.copy_s,
+            self._topology.node_of_rank,
+            slots_left_W=[self.costs.slots_per_rank - copies for copies in copies_W],
+            slot_s=self.costs.slot_s,
+            copy_s=self.costs.late_copy_s(self._topology),
             rule=self._config.dispatch,
         )
 
@@ -105,8 +127,8 @@ class Fssdp(Policy):
         new_YE = shard_by_load(
             predicted_YE,
             old_YE,
-            self._node_of_rank,
-            overlap_experts=self._costs.free_copies,
+            self._topology.node_of_rank,
+            overlap_experts=self.costs.overlap_experts(self._topology),
             move_slots=self._config.slots_per_move / self._config.reshard_every,
         )
         if new_YE is old_YE:
@@ -117,4 +139,4 @@ class Fssdp(Policy):
         )
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._node_of_rank, rule=self._config.dispatch)
+        return route(counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from collectives.placement import Placement
+from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts, LoadWindow
 
 
@@ -18,7 +19,8 @@ class Policy(Protocol):
     experts from the next step on; the same tuple where nobody moves. ``route``: whose slots who
     computes, ``[W, E]`` counts to ``[W, E, W]``. ``state``: what its decisions depend on beside
     loads and owners, as JSON for a checkpoint; ``restore`` takes it up in a run of as many ranks.
-    ``exact``: whether training under it computes what one process would. A policy that inherits
+    ``exact``: whether training under it computes what one process would. ``adjust_costs``: what it
+    reckons with is now known better, between steps. A policy that inherits
     leaves to these methods what it does not do.
     """
 
@@ -45,3 +47,15 @@ class Policy(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         return
+
+    def adjust_costs(self, change: Callable[[StepCosts], StepCosts]) -> None:
+        return
+
+
+class Reckoning:
+    """The part of a policy that decides by seconds and bytes."""
+
+    costs: StepCosts
+
+    def adjust_costs(self, change: Callable[[StepCosts], StepCosts]) -> None:
+        self.costs = change(self.costs)

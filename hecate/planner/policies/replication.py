@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from collectives.placement import Placement
+from collectives.topology import Topology
 from hecate.config import Config
-from hecate.planner.copies import StepCosts, choose_copies
+from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts, Loads, LoadWindow
-from hecate.planner.policies.protocol import Policy
+from hecate.planner.materialization import materialize_by_time
+from hecate.planner.plan import owners_table, replicas_to_placements
+from hecate.planner.policies.protocol import Policy, Reckoning
 from hecate.planner.quotas import Rule, route
 
 
@@ -28,7 +31,7 @@ class ReplicationConfig(Config):
     dispatch: Rule = "weighted"
 
 
-class Replication(Policy):
+class Replication(Reckoning, Policy):
     """Replicas stay from step to step, in reserved slots, until the load calls for others.
 
     Their gradients meet at the owner and its weights come back, which moves what an all-reduce
@@ -37,10 +40,8 @@ class Replication(Policy):
 
     name = "replication"
 
-    def __init__(
-        self, config: ReplicationConfig, costs: StepCosts, node_of_rank: Sequence[int]
-    ) -> None:
-        self._config, self._costs, self._node_of_rank = config, costs, tuple(node_of_rank)
+    def __init__(self, config: ReplicationConfig, costs: StepCosts, topology: Topology) -> None:
+        self._config, self.costs, self._topology = config, costs, topology
         self._held: dict[int, Placement] = {}
 
     def plan(
@@ -61,12 +62,12 @@ class Replication(Policy):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._held = {
-            layer: Placement(tuple(tuple(ranks) for ranks in holders), len(self._node_of_rank))
+            layer: Placement(tuple(tuple(ranks) for ranks in holders), self._topology.world_size)
             for layer, holders in enumerate(state["holders"])
         }
 
     def _adjusted(self, loads_E: Loads, own: Placement, held: Placement) -> Placement:
-        wanted = choose_copies(loads_E, own, self._costs)
+        wanted = self._wanted(loads_E, own)
         if self._busiest(loads_E, held) <= self._config.slack * self._busiest(loads_E, wanted):
             return held
         pairs = {(e, r) for e, ranks in enumerate(held.holders) for r in ranks}
@@ -90,9 +91,21 @@ class Replication(Policy):
         holders = [tuple(sorted(r for e, r in pairs if e == x)) for x in range(own.num_chunks)]
         return Placement(tuple(holders), own.world_size)
 
+    def _wanted(self, loads_E: Loads, own: Placement) -> Placement:
+        """The replicas with which a step would be fastest, if they were there for nothing else."""
+        replicas = materialize_by_time(
+            loads_E[None],
+            owners_table((own,), own.num_chunks),
+            self._topology,
+            self.costs,
+            overlap_experts=own.num_chunks,
+            slots_per_rank=self.costs.slots_per_rank,
+        )
+        return replicas_to_placements((own,), replicas)[0]
+
     def _room(self, pairs: set[tuple[int, int]], own: Placement, rank: int) -> int:
         copies = sum(1 for _, r in pairs if r == rank) - len(own.chunks_on(rank))
-        return self._costs.slots_per_rank - copies
+        return self.costs.slots_per_rank - copies
 
     def _busiest(self, loads_E: Loads, placement: Placement) -> int:
         """Slots of the busiest rank, every rank being the source of an equal part."""
@@ -100,8 +113,10 @@ class Replication(Policy):
         each_E, more_E = np.divmod(np.rint(loads_E).astype(np.int64), placement.world_size)
         counts_WE += each_E
         counts_WE[0] += more_E
-        quotas_WEW = route(counts_WE, placement, self._node_of_rank, rule=self._config.dispatch)
+        quotas_WEW = route(
+            counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch
+        )
         return int(quotas_WEW.sum((0, 1)).max())
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._node_of_rank, rule=self._config.dispatch)
+        return route(counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch)

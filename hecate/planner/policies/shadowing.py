@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from pydantic import Field
 
 from collectives.placement import Placement
+from collectives.topology import Topology
 from hecate.config import Config
-from hecate.planner.copies import StepCosts
+from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts
-from hecate.planner.policies.protocol import Policy
+from hecate.planner.policies.protocol import Policy, Reckoning
 from hecate.planner.quotas import Rule, route
 
 
@@ -25,7 +24,7 @@ class ShadowingConfig(Config):
     most_shadows: int = Field(default=64, ge=0)
 
 
-class Shadowing(Policy):
+class Shadowing(Reckoning, Policy):
     """Nothing is copied before the counts are known, and so nothing is copied in vain.
 
     Shadows are added while the cost model, busiest rank's slots and the broadcasts that nothing
@@ -34,19 +33,17 @@ class Shadowing(Policy):
 
     name = "shadowing"
 
-    def __init__(
-        self, config: ShadowingConfig, costs: StepCosts, node_of_rank: Sequence[int]
-    ) -> None:
-        self._config, self._costs, self._node_of_rank = config, costs, tuple(node_of_rank)
+    def __init__(self, config: ShadowingConfig, costs: StepCosts, topology: Topology) -> None:
+        self._config, self.costs, self._topology = config, costs, topology
 
     def after_gate(self, layer: int, counts_WE: Counts, placement: Placement) -> Placement:
         owner_E = [ranks[0] for ranks in placement.holders]
         counts_E = counts_WE.sum(0)
         fixed_W = np.bincount(owner_E, counts_E, minlength=placement.world_size).astype(np.int64)
         local_W = np.zeros(placement.world_size, dtype=np.int64)
-        best, best_s = 0, self._busiest(fixed_W, local_W) * self._costs.slot_s
+        best, best_s = 0, self._busiest(fixed_W, local_W) * self.costs.slot_s
         shadows: list[int] = []
-        most = min(self._config.most_shadows, self._costs.slots_per_rank, placement.num_chunks)
+        most = min(self._config.most_shadows, self.costs.slots_per_rank, placement.num_chunks)
         while len(shadows) < most:
             busiest = int(np.argmax(fixed_W + local_W))
             own = [e for e, r in enumerate(owner_E) if r == busiest and e not in shadows]
@@ -56,8 +53,8 @@ class Shadowing(Policy):
             shadows.append(expert)
             fixed_W[busiest] -= counts_E[expert]
             local_W += counts_WE[:, expert]
-            taken_s = self._busiest(fixed_W, local_W) * self._costs.slot_s
-            taken_s += len(shadows) * self._costs.copy_s
+            taken_s = self._busiest(fixed_W, local_W) * self.costs.slot_s
+            taken_s += len(shadows) * self.costs.late_copy_s(self._topology)
             if taken_s < best_s:
                 best, best_s = len(shadows), taken_s
         if not best:
@@ -76,4 +73,4 @@ class Shadowing(Policy):
         return max(mean, int(fixed_W.max()))
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._node_of_rank, rule=self._config.dispatch)
+        return route(counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from pydantic import Field
 
 from collectives.placement import Placement
+from collectives.topology import Topology
 from hecate.config import Config
-from hecate.planner.copies import StepCosts
+from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts, Loads, LoadWindow
-from hecate.planner.policies.protocol import Policy
+from hecate.planner.policies.protocol import Policy, Reckoning
 from hecate.planner.quotas import route
 from hecate.planner.sharding import Ids, net_gain_slots, shard_by_load, swap_by_load
 
@@ -27,7 +26,7 @@ class SwappingConfig(Config):
     copies_per_move: float = Field(default=4.0, ge=0)
 
 
-class Swapping(Policy):
+class Swapping(Reckoning, Policy):
     """Every rank keeps its number of experts of each layer; moves must pay until the next look.
 
     Of a search by swaps and a placement from scratch the better one is taken.
@@ -35,10 +34,8 @@ class Swapping(Policy):
 
     name = "swapping"
 
-    def __init__(
-        self, config: SwappingConfig, costs: StepCosts, node_of_rank: Sequence[int]
-    ) -> None:
-        self._config, self._costs, self._node_of_rank = config, costs, tuple(node_of_rank)
+    def __init__(self, config: SwappingConfig, costs: StepCosts, topology: Topology) -> None:
+        self._config, self.costs, self._topology = config, costs, topology
 
     def new_owners(
         self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
@@ -55,12 +52,12 @@ class Swapping(Policy):
         return tuple(result) if moved else owners
 
     def _best(self, loads_E: Loads, old_E: Ids) -> Ids:
-        world_size = len(self._node_of_rank)
-        move_s = self._config.copies_per_move * self._costs.copy_s
-        move_slots = move_s / (self._costs.slot_s * self._config.every)
+        world_size = self._topology.world_size
+        move_s = self._config.copies_per_move * self.costs.late_copy_s(self._topology)
+        move_slots = move_s / (self.costs.slot_s * self._config.every)
         swapped = swap_by_load(loads_E, old_E, world_size, move_slots=move_slots)
         dealt = shard_by_load(
-            loads_E, old_E, self._node_of_rank, overlap_experts=0, move_slots=move_slots
+            loads_E, old_E, self._topology.node_of_rank, overlap_experts=0, move_slots=move_slots
         )
         gains = [
             net_gain_slots(loads_E, old_E, new_E, 0, world_size, move_slots)
@@ -69,4 +66,4 @@ class Swapping(Policy):
         return swapped if gains[0] >= gains[1] else dealt
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._node_of_rank, rule="even")
+        return route(counts_WE, placement, self._topology.node_of_rank, rule="even")
