@@ -6,7 +6,10 @@
 | machine.py | executes | the machine, the packages, the commit of a measurement |
 | train.py | executes | this trainer and its peers, all models and layouts -> a report |
 | fssdp.py | executes | FSSDP, its rivals and the ceiling under replayed loads -> a report |
+| standings.py | executes | its stages, one after another on the same pair of ranks |
 | contest.py | executes | one row of it on one rank: every strategy in turn |
+| copies.py | executes | gathers hidden or not, copies kept or gathered again |
+| sparse_gather.py | executes | a sparse gather beside dense ones |
 | strategies.py | executes | a trainer under one policy, one step at a time |
 | replay.py | decides | a trace in whole numbers; its choices in the router's place |
 | recorded_loads.py | executes | the loads of a real training |

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from hecate.bench.margins import Course
 from hecate.bench.peers import Job
 from hecate.bench.replay import Replay
-from hecate.bench.strategies import Strategy, TrainerStrategy
+from hecate.bench.strategies import PEERS, Strategy, build_strategy
 from hecate.mesh import ParallelContext
 from hecate.planner.load import Counts
 
@@ -25,7 +25,8 @@ class Contest:
     ``counts_SYE``: what each rank's tokens choose, step by step. The decisions of the steps before
     ``first_step - warm_up`` are taken without training, those of ``warm_up`` steps by training that
     is not timed. Whole rounds of ``round_steps`` follow, at least ``least_rounds``, until
-    ``budget_s`` are over or the trace is.
+    ``budget_s`` are over or the trace is. Outside peers, which keep nothing of earlier loads, take
+    only every ``peers_every``-th step.
     """
 
     job: Job
@@ -36,22 +37,22 @@ class Contest:
     round_steps: int
     least_rounds: int
     budget_s: float
+    peers_every: int
 
     def __call__(self, ctx: ParallelContext) -> dict[str, Course]:
         """Run it; what each strategy did on this rank."""
         started = time.monotonic()
-        replay = Replay(
-            self.counts_SYE,
-            top_k=int(str(self.job.workload.sizes["num_experts_per_tok"])),
-            rank=ctx.rank,
+        replay = Replay(self.counts_SYE, top_k=self.job.workload.top_k, rank=ctx.rank)
+        skipped = self.first_step - self.warm_up
+        laps = Laps(
+            {
+                name: build_strategy(name, self.job, ctx, replay, self.counts_SYE, skipped)
+                for name in self.names
+            },
+            ctx,
+            peers_every=self.peers_every,
         )
-        strategies: dict[str, Strategy] = {}
-        for name in self.names:
-            strategy = TrainerStrategy(name, self.job, ctx, replay)
-            strategy.fast_forward(self.counts_SYE, self.first_step - self.warm_up, ctx)
-            strategies[name] = strategy
-        laps = _Laps(strategies, ctx)
-        for step in range(self.first_step - self.warm_up, self.first_step):
+        for step in range(skipped, self.first_step):
             laps.run(step, timed=False)
         step, rounds = self.first_step, 0
         while step + self.round_steps <= len(self.counts_SYE):
@@ -62,20 +63,24 @@ class Contest:
                 step += 1
             rounds += 1
         courses = laps.courses()
-        del strategies, laps, strategy
+        del laps
         gc.collect()
         return courses
 
 
-class _Laps:
+class Laps:
     """The steps of all strategies, each step's order one further round than the last one's."""
 
-    def __init__(self, strategies: dict[str, Strategy], ctx: ParallelContext) -> None:
-        self._strategies, self._ctx = strategies, ctx
+    def __init__(
+        self, strategies: Mapping[str, Strategy], ctx: ParallelContext, *, peers_every: int = 1
+    ) -> None:
+        self._strategies, self._peers_every, self._ctx = strategies, peers_every, ctx
         self._taken: dict[str, list[tuple[int, float, float, int]]] = {n: [] for n in strategies}
 
     def run(self, step: int, *, timed: bool) -> None:
         for name in _rotated(tuple(self._strategies), step):
+            if name in PEERS and timed and step % self._peers_every:
+                continue
             strategy = self._strategies[name]
             strategy.prepare(step)
             dist.barrier(group=self._ctx.groups.control)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TypeVar, cast
 
 from hecate.bench.turns import Failed, Ready, Turn
 from hecate.bench.worker import Place, Task, Work, run_rank
@@ -22,6 +23,9 @@ _PRELOAD = [
     "hecate.bench.peers",
     "transformers.models.qwen3_moe.modeling_qwen3_moe",
 ]
+
+
+Answer = TypeVar("Answer")
 
 
 class ContenderError(HecateError):
@@ -62,9 +66,9 @@ class Crew:
         answers = self._ask(steps, "in a turn", self._timeout_s)
         return combine([answer for answer in answers if isinstance(answer, Turn)])
 
-    def do(self, task: Task, *, timeout_s: float) -> list[object]:
+    def do(self, task: Task[Answer], *, timeout_s: float) -> list[Answer]:
         """What ``task`` returns on each rank; for a crew whose work is ``do_tasks``."""
-        return self._ask(task, "in a task", timeout_s)
+        return cast(list[Answer], self._ask(task, "in a task", timeout_s))
 
     def kill(self) -> None:
         for process in self._processes:

@@ -33,6 +33,7 @@ class Standing:
 
     ``round_steps``: steps that only together say how fast a strategy is. ``stable``: whether loads
     stay as they are. ``given_imbalance``: the trace's own, over ranks that own an even part each.
+    ``moe_share``: the part of the ceiling's step that its experts take; 0 where not measured.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Standing:
     round_steps: int
     given_imbalance: float
     courses: Mapping[str, Course]
+    moe_share: float = 0.0
 
 
 def slowest(ranks: Sequence[Course]) -> Course:
@@ -155,3 +157,40 @@ def summarise(
 
 def _against(standing: Standing, ours: str, other: str) -> tuple[float, ...]:
     return speed_ratios(standing.courses[ours], standing.courses[other], standing.round_steps)
+
+
+def against_bound(
+    taken: Mapping[str, Mapping[str, Sequence[float]]], fraction: int
+) -> dict[str, JsonValue]:
+    """What a sparse gather takes over its bound: a part of the fastest dense one, and a launch.
+
+    ``taken``: seconds of ``dense``, ``sparse`` and ``launch`` by way; the fastest way of each kind
+    counts, by its median.
+    """
+    medians = {
+        kind: {way: median(seconds) for way, seconds in ways.items()}
+        for kind, ways in taken.items()
+    }
+    best = {kind: min(ways, key=lambda way: ways[way]) for kind, ways in medians.items()}
+    dense_s, sparse_s, launch_s = (medians[k][best[k]] for k in ("dense", "sparse", "launch"))
+    bound_s = dense_s / fraction + launch_s
+    return {
+        "dense": best["dense"],
+        "dense_ms": 1e3 * dense_s,
+        "sparse": best["sparse"],
+        "sparse_ms": 1e3 * sparse_s,
+        "launch_ms": 1e3 * launch_s,
+        "vs_bound": sparse_s / bound_s,
+    }
+
+
+def hidden_fraction(
+    step_s: Sequence[float], skipped_s: Sequence[float], alone_s: Sequence[float]
+) -> float:
+    """The part of the gathers' time that a step does not show.
+
+    ``step_s`` and ``skipped_s``: a step with its gathers and the next one with the same placement
+    and none, pair by pair; ``alone_s``: the gathers of a step with nothing else running.
+    """
+    shown_s = median([step - skipped for step, skipped in zip(step_s, skipped_s, strict=True)])
+    return 1 - shown_s / median(alone_s)

@@ -24,7 +24,8 @@ def counted(
 
 
 class Replay:
-    """What the tokens of this rank choose. ``prepare`` makes a step's choices, before it is timed.
+    """What the tokens of this rank choose. ``prepare`` makes a step's choices, before it is timed;
+    after the last step of the trace they stay.
 
     Called with a layer and the router's own choices ``[T, K]``, it gives those of the trace; of
     another number of tokens, as in a model's first trial, it gives back the router's.
@@ -36,6 +37,7 @@ class Replay:
         self._choices: list[torch.Tensor] = []
 
     def prepare(self, step: int) -> None:
+        step = min(step, len(self._counts_SYE) - 1)
         if step == self._step:
             return
         self._step = step

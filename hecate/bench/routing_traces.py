@@ -23,13 +23,15 @@ BURST = 2  # steps that a burst lasts
 class Trace:
     """``shares(step, layer)``: ``[E]`` that sum to 1. ``top_k``: choices of each token.
 
-    ``stable``: whether the loads stay as they are, so that re-sharding alone could balance them.
+    ``stable``: whether re-sharding alone could balance the loads, once and for all. ``moves``:
+    whether they differ from step to step.
     """
 
     name: str
     top_k: int
     stable: bool
     shares: Callable[[int, int], Shares]
+    moves: bool = False
 
 
 def balanced(num_experts: int) -> Shares:
@@ -48,6 +50,23 @@ def hot_rank(num_experts: int, world_size: int, hot: int, imbalance: float) -> S
     share = imbalance / world_size
     rest = (1 - share) / max(1, int((~own).sum()))
     return np.where(own, share / own.sum(), rest)
+
+
+def hot_few(num_experts: int, world_size: int, turn: int, layer: int, imbalance: float) -> Shares:
+    """Half of the experts that one rank owns under an even partition take that rank's load.
+
+    Which rank and which half are drawn for each turn and layer, so that no placement that stays
+    balances all turns: to swap whole ranks' experts once would, if these were hot together.
+    """
+    rng = np.random.default_rng([turn, layer])
+    own = np.flatnonzero(
+        np.arange(num_experts) * world_size // num_experts == rng.integers(world_size)
+    )
+    hot = rng.choice(own, size=max(1, len(own) // 2), replace=False)
+    shares_E = np.full(num_experts, (1 - imbalance / world_size) / (num_experts - len(own)))
+    shares_E[own] = 0.0
+    shares_E[hot] = imbalance / world_size / len(hot)
+    return shares_E
 
 
 def one_hot(num_experts: int, hot: int, share: float) -> Shares:
@@ -70,20 +89,23 @@ def synthetic_traces(num_experts: int, world_size: int, top_k: int) -> tuple[Tra
     def hot(imbalance: float) -> Callable[[int, int], Shares]:
         return lambda step, layer: hot_rank(num_experts, world_size, layer, imbalance)
 
+    def drawn(turn: int, layer: int) -> Shares:
+        return hot_few(num_experts, world_size, turn, layer, 1.9 * world_size / 2)
+
     def rotating(step: int, layer: int) -> Shares:
-        return hot_rank(num_experts, world_size, layer + step // PERIOD, 1.9 * world_size / 2)
+        return drawn(step // PERIOD, layer)
 
     def burst(step: int, layer: int) -> Shares:
         if step % PERIOD < PERIOD - BURST:
             return balanced(num_experts)
-        return hot_rank(num_experts, world_size, layer, 1.9 * world_size / 2)
+        return drawn(step // PERIOD, layer)
 
     return (
         Trace("balanced", top_k, True, lambda step, layer: balanced(num_experts)),
         Trace("hot_1.5", top_k, True, hot(1.5 * world_size / 2)),
         Trace("hot_1.9", top_k, True, hot(1.9 * world_size / 2)),
-        Trace("rotating", top_k, False, rotating),
-        Trace("burst", top_k, False, burst),
+        Trace("rotating", top_k, False, rotating, moves=True),
+        Trace("burst", top_k, False, burst, moves=True),
         Trace("one_hot", 1, False, lambda step, layer: one_hot(num_experts, layer, 0.95)),
         Trace("idle", top_k, True, lambda step, layer: some_idle(num_experts, num_experts // 2)),
     )
@@ -94,7 +116,13 @@ def recorded_trace(name: str, counts_SYE: npt.NDArray[np.int64], top_k: int) -> 
     totals_SY1 = counts_SYE.sum(2, keepdims=True)
     shares_SYE = counts_SYE / totals_SY1
     last = len(shares_SYE) - 1
-    return Trace(name, top_k, False, lambda step, layer: shares_SYE[min(step, last), layer])
+    return Trace(
+        name,
+        top_k,
+        False,
+        lambda step, layer: shares_SYE[min(step, last), layer],
+        moves=True,
+    )
 
 
 def counts_of(shares_E: Shares, num_tokens: int, top_k: int) -> npt.NDArray[np.int64]:

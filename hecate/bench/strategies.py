@@ -9,16 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from hecate.bench.peers import Job
+from collectives.transports import Transport
+from hecate.bench.peers import CONTENDERS, Implementations, Job, deepspeed_moe, fsdp2
 from hecate.bench.peers.hecate_trainer import micro_batch, run_config
+from hecate.bench.peers.transformers_model import fastest_implementations
 from hecate.bench.replay import Replay
 from hecate.bench.workloads import Rows, read_batches
 from hecate.fssdp.config import ExpertsConfig
+from hecate.fssdp.lifecycle import Stage, StepLifecycle
+from hecate.fssdp.routed import Override
+from hecate.fssdp.routing import RoutingLog
 from hecate.mesh import ParallelContext
 from hecate.planner.load import Counts
 from hecate.planner.policies import ForceBalanced, Policy, even_choices
@@ -29,7 +35,11 @@ from hecate.train.metrics import PhaseClock
 OURS = "fssdp"
 CEILING = "force_balanced"
 RIVALS = ("expert_parallel", "shadowing", "swapping", "replication", "fsdp")
-POLICY_NAMES = (OURS, *RIVALS, CEILING)
+DEEPSPEED, FSDP2 = "deepspeed_moe", "fsdp2"
+PEERS = (DEEPSPEED, FSDP2)
+EVERYONE = (OURS, *RIVALS, *PEERS, CEILING)
+WITHOUT_EXPERTS = "without_experts"
+"""Expert parallelism whose tokens pass the experts by: what is left of the step is not MoE."""
 
 
 @dataclass(frozen=True)
@@ -54,35 +64,54 @@ class Strategy(Protocol):
 
 
 class TrainerStrategy:
-    """Our trainer under one policy; of the ceiling, only the choices are others."""
+    """Our trainer with a trace in the place of its routers' choices.
 
-    def __init__(self, name: str, job: Job, ctx: ParallelContext, replay: Replay) -> None:
+    ``experts``: settings of ``experts`` that differ from the defaults. ``policy`` and
+    ``gather_transport`` as in ``build_trainer``. ``override`` stands in for the replay's choices.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        ctx: ParallelContext,
+        replay: Replay,
+        *,
+        experts: Mapping[str, object] | None = None,
+        policy: Policy | None = None,
+        override: Override | None = None,
+        gather_transport: Transport | None = None,
+    ) -> None:
         self._replay = replay
         self._clock = PhaseClock(time.perf_counter)
-        self._batches = [micro_batch(rows) for rows in read_batches_of(job, ctx)]
-        config = run_config(job)
-        policy: Policy | None = None
-        override: Callable[[int, torch.Tensor], torch.Tensor] = replay
-        if name == CEILING:
-            policy, override = ForceBalanced(), _Even(ctx.rank, job)
-        else:
-            experts = ExpertsConfig.model_validate({"policy": name})
-            config = RunConfig.model_validate({**dict(config), "experts": experts})
+        self._batches = [
+            micro_batch(rows) for rows in read_batches(job.batches, ctx.rank, ctx.world_size)
+        ]
+        settings = ExpertsConfig.model_validate(dict(experts or {}))
         self.trainer: Trainer = build_trainer(
-            config,
+            RunConfig.model_validate({**dict(run_config(job)), "experts": settings}),
             ctx,
             vocab_size=job.workload.vocab_size,
             phase=self._clock.phase,
             policy=policy,
-            override=override,
+            override=override or replay,
+            gather_transport=gather_transport,
         )
 
-    def fast_forward(self, counts_SYE: Counts, steps: int, ctx: ParallelContext) -> None:
+    def pass_experts_by(self) -> None:
+        """Leave dispatch, exchange, experts and combine out of every step from now on."""
+        experts = self.trainer.experts
+        for layer, own in zip(self.trainer.layers, experts.owners, strict=True):
+            module = self.trainer.model.get_submodule(layer.name)
+            module.runtime = _PassedBy(  # type: ignore[assignment]
+                experts.log, experts.lifecycle, layer.index, own.world_size
+            )
+
+    def fast_forward(self, counts_SYE: Counts, steps: int, world_size: int) -> None:
         """Take every decision of the first ``steps`` steps of a trace, without their training."""
         experts = self.trainer.experts
         for step in range(steps):
             experts.policy.plan(step, experts.loads, experts.owners)
-            experts.loads.push(counts_SYE[step] * ctx.world_size)
+            experts.loads.push(counts_SYE[step] * world_size)
             owners = experts.policy.new_owners(step, experts.loads, experts.owners)
             if owners is not experts.owners:
                 experts.move_owners(owners, self.trainer.optimizer)
@@ -106,22 +135,102 @@ class TrainerStrategy:
         return self._clock.take()
 
 
+class PeerStrategy:
+    """An outside peer with the trace in the place of its routers' choices."""
+
+    def __init__(self, name: str, job: Job, ctx: ParallelContext, replay: Replay) -> None:
+        self._replay = replay
+        self._step: Callable[[Rows], float]
+        self._batches = read_batches(job.batches, ctx.rank, ctx.world_size)
+        if name == DEEPSPEED:
+            engine = deepspeed_moe.build_engine(job, ctx, replay)
+            self._step = partial(deepspeed_moe.one_step, engine, job=job, ctx=ctx)
+        else:
+            implementations = job.implementations or Implementations("sdpa", "grouped_mm")
+            self._step = fsdp2.Fsdp2(job, ctx, implementations, replay).step
+
+    def prepare(self, step: int) -> None:
+        self._replay.prepare(step)
+
+    def run(self, step: int) -> StepFigures:
+        self._step(self._batches[step % len(self._batches)])
+        return StepFigures()
+
+    def slot_bytes(self) -> int:
+        return 0
+
+    def phases(self) -> Mapping[str, float]:
+        return {}
+
+
+class _PassedBy:
+    """In the place of a layer's experts: dispatch, exchange, experts and combine are left out."""
+
+    def __init__(
+        self, log: RoutingLog, lifecycle: StepLifecycle, layer: int, world_size: int
+    ) -> None:
+        self._log, self._lifecycle = log, lifecycle
+        self._layer, self._world_size = layer, world_size
+
+    def __call__(
+        self, x_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
+    ) -> torch.Tensor:
+        self._log.record_computed(self._layer, np.zeros(self._world_size, dtype=np.int64))
+        passed_TD = x_TD * top_k_weights_TK.sum(-1, keepdim=True)  # the router still learns
+        if self._layer == 0 and self._lifecycle.stage is Stage.RUNNING:
+            self._lifecycle.enter_forward()
+            passed_TD.register_hook(lambda gradient: self._lifecycle.leave_backward())
+        return passed_TD
+
+
 class _Even:
     """The ceiling's choices; made once, since every step has the same."""
 
     def __init__(self, rank: int, job: Job) -> None:
-        sizes = job.workload.sizes
-        num_experts, top_k = int(str(sizes["num_experts"])), int(str(sizes["num_experts_per_tok"]))
-        tokens = job.workload.tokens_per_step // job.layout.world_size
-        self._choices_TK = torch.from_numpy(even_choices(tokens, top_k, num_experts, rank))
+        work = job.workload
+        tokens = work.tokens_per_step // job.layout.world_size
+        self._choices_TK = torch.from_numpy(
+            even_choices(tokens, work.top_k, work.num_experts, rank)
+        )
 
     def __call__(self, layer: int, top_k_index_TK: torch.Tensor) -> torch.Tensor:
         same = self._choices_TK.shape == top_k_index_TK.shape
         return self._choices_TK if same else top_k_index_TK
 
 
-def read_batches_of(job: Job, ctx: ParallelContext) -> tuple[Rows, ...]:
-    return read_batches(job.batches, ctx.rank, ctx.world_size)
+@dataclass(frozen=True)
+class FastestImplementations:
+    """Finds what transformers runs fastest here, for the peers."""
+
+    job: Job
+
+    def __call__(self, ctx: ParallelContext) -> tuple[Implementations, str]:
+        chosen, _, tried = fastest_implementations(self.job, ctx)
+        return chosen, tried
+
+
+def missing(name: str) -> str:
+    """What is not installed of an outside peer, and how to get it; "" where nothing is."""
+    return CONTENDERS[name].missing() if name in CONTENDERS else ""
+
+
+def build_strategy(
+    name: str, job: Job, ctx: ParallelContext, replay: Replay, counts_SYE: Counts, skipped: int
+) -> Strategy:
+    """A strategy by name that has taken the decisions of the first ``skipped`` steps."""
+    if name in PEERS:
+        return PeerStrategy(name, job, ctx, replay)
+    if name == CEILING:
+        return TrainerStrategy(
+            job, ctx, replay, policy=ForceBalanced(), override=_Even(ctx.rank, job)
+        )
+    if name == WITHOUT_EXPERTS:
+        strategy = TrainerStrategy(job, ctx, replay, experts={"policy": "expert_parallel"})
+        strategy.pass_experts_by()
+        return strategy
+    strategy = TrainerStrategy(job, ctx, replay, experts={"policy": name})
+    strategy.fast_forward(counts_SYE, skipped, ctx.world_size)
+    return strategy
 
 
 def imbalance_of(counts_YE: Counts, world_size: int) -> float:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from hecate.bench.peers import Contender, Job
 from hecate.bench.turns import Failed, Turns, TurnsOver
 from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
 from hecate.train.host_memory import keep_freed_memory
+
+Answer = TypeVar("Answer", covariant=True)
 
 Work = Callable[[ParallelContext, Connection], None]
 """What a rank does: it answers what comes through the connection, until that is closed."""
@@ -84,14 +87,17 @@ def take_turns(train: Contender, job: Job, ctx: ParallelContext, connection: Con
         train(job, ctx, Turns(connection, time.perf_counter))
 
 
-Task = Callable[[ParallelContext], object]
+class Task(Protocol[Answer]):
+    """Something for every rank of a crew to do at once; it and its answer are sent by pickle."""
+
+    def __call__(self, ctx: ParallelContext) -> Answer: ...
 
 
 def do_tasks(ctx: ParallelContext, connection: Connection) -> None:
     """Do what arrives, ``Task`` after ``Task``, and send back what each returns."""
     with suppress(EOFError):
         while True:
-            task: Task = connection.recv()
+            task: Task[object] = connection.recv()
             connection.send(task(ctx))
 
 

@@ -47,6 +47,18 @@ class Workload:
     def tokens_per_step(self) -> int:
         return self.sequence_tokens * self.batch_sequences
 
+    @property
+    def num_layers(self) -> int:
+        return int(str(self.sizes["num_hidden_layers"]))
+
+    @property
+    def num_experts(self) -> int:
+        return int(str(self.sizes["num_experts"]))
+
+    @property
+    def top_k(self) -> int:
+        return int(str(self.sizes["num_experts_per_tok"]))
+
 
 @dataclass(frozen=True)
 class Layout:

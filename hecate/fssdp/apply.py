@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from collectives.placement import Placement
 from collectives.topology import Link, Topology
-from collectives.transports import TRANSPORTS, LaunchResources
+from collectives.transports import TRANSPORTS, LaunchResources, Transport
 from hecate.errors import ConfigError, ModelError, UsageError
 from hecate.folders import cache_folder
 from hecate.fssdp.choice import choose_policy
@@ -55,6 +55,7 @@ def shard_experts(
     costs_folder: Path | None = None,
     phase: PhaseTimer = untimed,
     override: Override | None = None,
+    gather_transport: Transport | None = None,
 ) -> ShardedExperts:
     """Spread the experts of ``model`` over all ranks, in place; collective, called once.
 
@@ -69,6 +70,8 @@ def shard_experts(
     works in, fp32 or wider. With ``average_gradients``, as FSDP2 and DDP have it, the loss of each
     rank is a mean over its own tokens; without, gradients are summed over ranks, and the loss is
     divided by the tokens of all. ``costs_folder`` remembers what the planner measures here.
+    ``override`` stands in for the routers' choices, and ``gather_transport`` carries the gathers:
+    benchmarks set them.
 
     Raises ``ModelError`` for a model without experts that can be sharded, ``UsageError`` for one
     that is sharded already, and ``ConfigError`` for an unknown policy or a router setting that the
@@ -117,7 +120,9 @@ def shard_experts(
         log=RoutingLog(len(layers), num_experts, ctx.device),
         policy=policy,
         loads=LoadWindow(len(layers), num_experts),
-        materializer=_materializer(shards, placements, ctx, config.rematerialize, phase),
+        materializer=_materializer(
+            shards, placements, ctx, config.rematerialize, phase, gather_transport
+        ),
         lifecycle=StepLifecycle(),
     )
     for shard in shards:
@@ -161,6 +166,7 @@ def _materializer(
     ctx: ParallelContext,
     rematerialize: bool,
     phase: PhaseTimer,
+    gather_transport: Transport | None,
 ) -> Materializer:
     # schedules depend on who shares a node, not on how fast the links are
     topology = Topology(ctx.node_of_rank, inside=Link(1.0, 0.0), across=Link(1.0, 0.0))
@@ -170,7 +176,7 @@ def _materializer(
         owners,
         rank=ctx.rank,
         topology=topology,
-        gathers=Channel(ctx.groups.gather, transport(LaunchResources())),
+        gathers=Channel(ctx.groups.gather, gather_transport or transport(LaunchResources())),
         reductions=Channel(ctx.groups.reduce, transport(LaunchResources())),
         rematerialize=rematerialize,
         phase=phase,

@@ -178,6 +178,11 @@ class Materializer:
         buffers = (self._weights, self._one_grad, self._all_grads)
         return sum(buffer.allocated_bytes for buffer in buffers)
 
+    @property
+    def weight_slot_bytes(self) -> int:
+        """Memory that replicas' weights alone take on this rank."""
+        return self._weights.allocated_bytes
+
     def set_owners(self, index: int, owners: Placement) -> None:
         """Other owners for one layer, between steps."""
         self.layers[index] = _resting(self.layers[index].shard, owners, self._topology)

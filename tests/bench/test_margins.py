@@ -7,6 +7,8 @@ import pytest
 from hecate.bench.margins import (
     Course,
     Standing,
+    against_bound,
+    hidden_fraction,
     round_seconds,
     rows_of,
     slowest,
@@ -90,3 +92,20 @@ def test_a_row_says_what_failed_and_how_fast_the_rest_was():
     assert by_name["EP"]["ours_over_it"] == 2
     assert by_name["EP"]["ceiling_share"] == pytest.approx(0.4)
     assert by_name["ours"]["ceiling_share"] == pytest.approx(0.8)
+
+
+def test_a_sparse_gather_is_held_against_the_fastest_dense_one():
+    taken = {
+        "dense": {"slow": [9.0, 9.0, 9.0], "fast": [8.0, 1.0, 16.0]},
+        "sparse": {"a": [1.5, 1.2, 9.0], "b": [2.0, 2.0, 2.0]},
+        "launch": {"a": [0.2, 0.2, 0.2], "b": [0.3, 0.3, 0.3]},
+    }
+    found = against_bound(taken, 8)
+    assert (found["dense"], found["sparse"]) == ("fast", "a")
+    assert found["vs_bound"] == pytest.approx(1.5 / (8 / 8 + 0.2))
+
+
+def test_hidden_is_what_a_step_does_not_show():
+    # shown: 0.1, 0.3, 0.2; alone: 1.0
+    assert hidden_fraction([1.1, 1.3, 1.2], [1.0, 1.0, 1.0], [0.9, 1.0, 1.5]) == pytest.approx(0.8)
+    assert hidden_fraction([1.0], [1.0], [0.5]) == 1.0

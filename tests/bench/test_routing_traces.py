@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from hecate.bench.routing_traces import (
     choices_of,
     counts_of,
+    hot_few,
     hot_rank,
     one_hot,
     some_idle,
@@ -23,6 +26,26 @@ def test_a_hot_rank_by_hand():
     assert hot_rank(4, 2, 0, 1.0) == pytest.approx([0.25] * 4)
     with pytest.raises(ValueError, match=r"imbalance of 2\.5 over 2 ranks"):
         hot_rank(4, 2, 0, 2.5)
+
+
+def test_half_of_a_rank_is_hot_by_hand():
+    for turn in range(20):
+        shares_E = hot_few(8, 2, turn, 3, 1.9)
+        hot = np.flatnonzero(shares_E > 0.4)
+        assert len(hot) == 2
+        assert shares_E[hot] == pytest.approx([0.475, 0.475])
+        owner = set((hot // 4).tolist())
+        assert len(owner) == 1, "both belong to one rank"
+        cold = [e for e in range(8) if e // 4 not in owner]
+        assert shares_E[cold] == pytest.approx([0.0125] * 4)
+
+
+def test_no_placement_balances_every_turn():
+    # each of the 35 ways to give both of two ranks four of eight experts
+    turns = [hot_few(8, 2, turn, 0, 1.9) for turn in range(40)]
+    for others in itertools.combinations(range(1, 8), 3):
+        loads = [shares_E[[0, *others]].sum() for shares_E in turns]
+        assert max(max(load, 1 - load) * 2 for load in loads) > 1.8
 
 
 def test_one_hot_and_idle_experts_by_hand():

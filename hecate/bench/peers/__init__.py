@@ -7,6 +7,7 @@
 | plain.py | executes | transformers, fused AdamW, DDP |
 | hf_trainer.py | executes | transformers.Trainer |
 | deepspeed_moe.py | executes | DeepSpeed's engine and MoE layer; the one file that imports it |
+| fsdp2.py | executes | FSDP2 over the whole transformers model |
 | transformers_model.py | executes | the peers' model, and its fastest implementations here |
 | entries.py | | the description of a contender |
 """

@@ -26,36 +26,44 @@ from hecate.bench.peers.transformers_model import (
 )
 from hecate.bench.turns import Turns
 from hecate.bench.workloads import Rows, read_batches
+from hecate.fssdp.routed import Override
 from hecate.mesh import ParallelContext
 
 
 def train(job: Job, ctx: ParallelContext, turns: Turns) -> None:
     """Train with DeepSpeed's engine; experts are spread over all ranks."""
-    # What DeepSpeed's launcher would say; the group that is there needs no address.
-    os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(ctx.local_rank), RANK=str(ctx.rank))
-    os.environ.update(WORLD_SIZE=str(ctx.world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     batches = read_batches(job.batches, ctx.rank, ctx.world_size)
     engine = build_engine(job, ctx)
     turns.ready(attention=_implementations(job).attention, experts="MoE layer, ZeRO 0")
     for rows in batches:
-        turns.step_done(_step(engine, rows, job, ctx) / ctx.world_size)
+        turns.step_done(one_step(engine, rows, job, ctx) / ctx.world_size)
 
 
-def _step(engine: Any, rows: Rows, job: Job, ctx: ParallelContext) -> float:
+def one_step(engine: Any, rows: Rows, job: Job, ctx: ParallelContext) -> float:
+    """Train on one step's rows; this rank's loss over the mean number of labels a rank."""
     loss = mean_loss(engine, rows, job, ctx.world_size)
     engine.backward(loss)
     engine.step()
     return float(loss.detach())
 
 
-def build_engine(job: Job, ctx: ParallelContext) -> Any:
-    """A DeepSpeed engine over the transformers model with its MoE blocks replaced."""
+def build_engine(job: Job, ctx: ParallelContext, override: Override | None = None) -> Any:
+    """A DeepSpeed engine over the transformers model with its MoE blocks replaced.
+
+    ``override(layer, top_k_index_TK)`` gives the choices in the place of the gates' own.
+    """
     import deepspeed
     from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 
+    # What DeepSpeed's launcher would say; the group that is there needs no address.
+    os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(ctx.local_rank), RANK=str(ctx.rank))
+    os.environ.update(WORLD_SIZE=str(ctx.world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     model = build_model(job, _implementations(job))
-    for layer in model.model.layers:
+    for index, layer in enumerate(model.model.layers):
         layer.mlp = _DeepSpeedBlock(layer.mlp, ctx)
+        if override is not None:
+            moe_layer = layer.mlp.moe.deepspeed_moe
+            moe_layer.gate = _ReplayedGate(moe_layer.gate, index, override)
     config = {
         "train_micro_batch_size_per_gpu": job.workload.batch_sequences // ctx.world_size,
         "gradient_accumulation_steps": 1,
@@ -111,6 +119,51 @@ class _DeepSpeedBlock(nn.Module):
     def forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.moe(hidden_BSD)[0]
         return output.view_as(hidden_BSD)
+
+
+class _ReplayedGate(nn.Module):
+    """A DeepSpeed gate whose logits are raised where the replayed choices are.
+
+    Its own gating then chooses these, with its own weights, positions and capacity.
+    """
+
+    RAISED = 100.0  # beyond what any other logit makes up for
+
+    def __init__(self, gate: Any, layer: int, override: Override) -> None:
+        super().__init__()
+        self.gate, self._layer, self._override = gate, layer, override
+
+    def _set_ep_group(self, ep_group: Any) -> None:
+        self.gate._set_ep_group(ep_group)
+
+    def forward(
+        self, x_TD: torch.Tensor, used_token: Any, sparse_routes: bool, use_tutel: bool
+    ) -> Any:
+        from deepspeed.moe.sharded_moe import top1gating, top2gating
+
+        gate = self.gate
+        logits_TE = F.linear(x_TD.float(), gate.wg.weight.float())
+        chosen_TK = self._override(self._layer, logits_TE.topk(gate.k).indices)
+        raised_TK = torch.full_like(chosen_TK, self.RAISED, dtype=logits_TE.dtype)
+        logits_TE = logits_TE.scatter_add(1, chosen_TK, raised_TK)
+        limits = (logits_TE, gate.capacity_factor, gate.min_capacity)
+        if gate.k == 1:
+            return top1gating(
+                *limits,
+                used_token,
+                drop_tokens=gate.drop_tokens,
+                use_rts=gate.use_rts,
+                ep_group=gate.ep_group,
+                sparse_routes=sparse_routes,
+                use_tutel=use_tutel,
+            )
+        return top2gating(
+            *limits,
+            drop_tokens=gate.drop_tokens,
+            ep_group=gate.ep_group,
+            top2_2nd_expert_sampling=gate.top2_2nd_expert_sampling,
+            sparse_routes=sparse_routes,
+        )
 
 
 class _GatedExpert(nn.Module):
