@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 torch.set_num_threads(1)
 
+
+def without_namespaces() -> str:
+    """Why no network namespace can be made here, if so."""
+    if missing := [tool for tool in ("unshare", "nsenter", "ip", "tc") if not shutil.which(tool)]:
+        return f"no {', '.join(missing)}"
+    done = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+    return f"network namespaces need root: {done.stderr.strip()}" if done.returncode else ""
+
+
 LACKING = {
+    "root": without_namespaces(),
     "gpu": "" if torch.cuda.is_available() else "no CUDA device",
     "ray": "" if importlib.util.find_spec("ray") else "Ray is not installed",
 }

@@ -14,6 +14,9 @@
 | replay.py | decides | a trace in whole numbers; its choices in the router's place |
 | recorded_loads.py | executes | the loads of a real training |
 | margins.py | decides | steps of all strategies -> rows and summary |
+| network.py | executes | transports and plans over a slow link between two nodes -> a report |
+| namespaces.py | executes | two network namespaces and the link between them |
+| node_ranks.py | executes | a rank in one of them, its collectives and steps |
 | planner.py | executes | the planner's rules, on loads made up -> a report |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
@@ -29,6 +32,7 @@ from collections.abc import Callable
 
 from hecate.bench.fssdp import bench_fssdp
 from hecate.bench.machine import machine_facts, source_commit
+from hecate.bench.network import bench_network
 from hecate.bench.planner import bench_planner
 from hecate.bench.report import BenchOptions, Report, document, render, write_json
 from hecate.bench.train import bench_train
@@ -36,6 +40,7 @@ from hecate.bench.train import bench_train
 BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "train": bench_train,
     "fssdp": bench_fssdp,
+    "network": bench_network,
     "planner": bench_planner,
 }
 

@@ -18,7 +18,7 @@ from hecate.bench.workloads import Layout
 from hecate.errors import HecateError
 
 # Imported once in the server that ranks fork from, so that a rank starts in a fraction of a second.
-_PRELOAD = [
+PRELOAD = [
     "hecate.bench.worker",
     "hecate.bench.peers",
     "transformers.models.qwen3_moe.modeling_qwen3_moe",
@@ -135,7 +135,7 @@ def crew_of(
     """
     world_size, threads = layout.world_size, layout.threads
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(_PRELOAD)
+    server.set_forkserver_preload(PRELOAD)
     store = folder / f"{name}-store"
     processes: list[BaseProcess] = []
     connections: list[Connection] = []

@@ -76,6 +76,22 @@ def one_hot(num_experts: int, hot: int, share: float) -> Shares:
     return shares_E
 
 
+def hot_pair(num_experts: int, layer: int, share: float) -> Shares:
+    """Two experts half of all experts apart take ``share`` of the slots, others in each layer."""
+    shares_E = np.full(num_experts, (1 - share) / (num_experts - 2))
+    hot = layer * num_experts // 4 % num_experts
+    shares_E[[hot, (hot + num_experts // 2) % num_experts]] = share / 2
+    return shares_E
+
+
+def skewed(num_experts: int, layer: int, exponent: float) -> Shares:
+    """The k-th most loaded expert takes in proportion to k^-``exponent``, shuffled by ``layer``."""
+    shares_E = np.arange(1, num_experts + 1, dtype=np.float64) ** -exponent
+    order_E = np.random.default_rng(layer).permutation(num_experts)
+    shuffled_E: Shares = shares_E[order_E] / shares_E.sum()
+    return shuffled_E
+
+
 def some_idle(num_experts: int, idle: int) -> Shares:
     """The first ``idle`` experts get nothing; the others share all alike."""
     shares_E = np.zeros(num_experts)

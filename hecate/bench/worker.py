@@ -48,7 +48,7 @@ class Place:
 
 def run_rank(connection: Connection, work: Work, place: Place) -> None:
     """The main function of a rank's process; ends with its work."""
-    _write_to(place.log)
+    write_to(place.log)
     bind(place.cores)
     # Libraries read these: torchrun would set them, and accelerate sets threads where it sees none.
     os.environ["OMP_NUM_THREADS"] = str(place.threads)
@@ -107,7 +107,7 @@ def bind(cores: Sequence[int]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def _write_to(log: Path) -> None:
+def write_to(log: Path) -> None:
     """Send what this process and its libraries print to a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)

@@ -13,8 +13,10 @@ from hecate.bench.routing_traces import (
     choices_of,
     counts_of,
     hot_few,
+    hot_pair,
     hot_rank,
     one_hot,
+    skewed,
     some_idle,
     synthetic_traces,
 )
@@ -51,6 +53,15 @@ def test_no_placement_balances_every_turn():
 def test_one_hot_and_idle_experts_by_hand():
     assert one_hot(5, 2, 0.96) == pytest.approx([0.01, 0.01, 0.96, 0.01, 0.01])
     assert some_idle(4, 2) == pytest.approx([0, 0, 0.5, 0.5])
+
+
+def test_a_hot_pair_and_a_skew_by_hand():
+    # layer 1 begins at a quarter of the experts
+    assert hot_pair(8, 1, 0.7) == pytest.approx([0.05, 0.05, 0.35, 0.05, 0.05, 0.05, 0.35, 0.05])
+    assert hot_pair(8, 2, 0.7).tolist() == np.roll(hot_pair(8, 1, 0.7), 2).tolist()
+    shares_E = skewed(4, 3, 1.0)  # 1, 1/2, 1/3, 1/4 of 25/12
+    assert sorted(shares_E) == pytest.approx([3 / 25, 4 / 25, 6 / 25, 12 / 25])
+    assert any(skewed(4, layer, 1.0).tolist() != shares_E.tolist() for layer in range(3))
 
 
 def test_counts_by_hand():

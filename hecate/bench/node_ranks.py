@@ -1,0 +1,228 @@
+"""What the ranks of the network benchmark do, each in the namespace of its node.
+
+Everything that is compared runs in the same processes in turn, so that each pass of one has the
+same pass of the others beside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from collectives.schedule import Change, gather_schedule, reduce_schedule
+from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
+from collectives.topology import Link, Topology
+from collectives.transports import TRANSPORTS, LaunchResources
+from hecate.bench.namespaces import INTERFACE, Node, enter, sent_bytes
+from hecate.bench.replay import Replay
+from hecate.bench.turns import Failed
+from hecate.bench.worker import do_tasks, write_to
+from hecate.bench.workloads import Workload
+from hecate.data import MicroBatch
+from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
+from hecate.planner.load import Counts
+from hecate.train.build import Trainer, build_trainer
+from hecate.train.config import RunConfig
+from hecate.train.host_memory import keep_freed_memory
+
+PORT = 29500  # nobody else is in these namespaces
+SEED = 1
+AWARE, BLIND = "aware", "blind"
+
+
+@dataclass(frozen=True)
+class NodeRank:
+    """Where a rank runs. ``store_address``: rank 0's, at which all meet."""
+
+    rank: int
+    world_size: int
+    ranks_per_node: int
+    node: Node
+    store_address: str
+    log: Path
+    timeout_s: float
+
+
+def run_on_node(connection: Connection, place: NodeRank) -> None:
+    """The main function of a rank's process: tasks until ``connection`` closes."""
+    write_to(place.log)
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    keep_freed_memory()
+    try:
+        enter(place.node)
+        os.environ.update(
+            RANK=str(place.rank),
+            LOCAL_RANK=str(place.rank % place.ranks_per_node),
+            WORLD_SIZE=str(place.world_size),
+            GLOO_SOCKET_IFNAME=INTERFACE,
+        )
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            place.store_address,
+            PORT,
+            place.world_size,
+            is_master=place.rank == 0,
+            timeout=datetime.timedelta(seconds=place.timeout_s),
+        )
+        local_rank = place.rank % place.ranks_per_node
+        rendezvous = Rendezvous(place.rank, place.world_size, local_rank, store)
+        mesh = MeshConfig(
+            device="cpu", timeout_s=place.timeout_s, ranks_per_node=place.ranks_per_node
+        )
+        with open_mesh(mesh, rendezvous) as ctx:
+            do_tasks(ctx, connection)
+    except Exception as error:
+        connection.send(Failed((str(error).strip().splitlines() or [type(error).__name__])[0]))
+
+
+@dataclass
+class Passes:
+    """Of one rank, for each pass: its seconds, and what its node sent over the link meanwhile."""
+
+    seconds: list[float] = field(default_factory=list)
+    sent_bytes: list[int] = field(default_factory=list)
+
+
+def _in_turn(
+    actions: Mapping[str, Callable[[int], None]], passes: int, warm_up: int, ctx: ParallelContext
+) -> dict[str, Passes]:
+    """Pass after pass of every action, each time from the next one on, all ranks together."""
+    names = tuple(actions)
+    taken = {name: Passes() for name in names}
+    for number in range(warm_up + passes):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            dist.barrier(group=ctx.groups.control)
+            before = sent_bytes()
+            dist.barrier(group=ctx.groups.control)  # nobody sends before all have looked
+            started = time.perf_counter()
+            actions[name](number)
+            seconds = time.perf_counter() - started
+            dist.barrier(group=ctx.groups.control)
+            if number >= warm_up:
+                taken[name].seconds.append(seconds)
+                taken[name].sent_bytes.append(sent_bytes() - before)
+    return taken
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """Gathers of one change, or its reductions, by each of ``transports``."""
+
+    kind: Literal["gather", "reduction"]
+    change: Change
+    transports: tuple[str, ...]
+    passes: int
+    warm_up: int = 2
+
+    def __call__(self, ctx: ParallelContext) -> dict[str, Passes]:
+        resources = LaunchResources()
+        topology = Topology(ctx.node_of_rank, inside=Link(1.0, 0.0), across=Link(1.0, 0.0))
+        gathers = self.kind == "gather"
+        numel = self.change.chunk_bytes // torch.float32.itemsize
+        rows = [{chunk: torch.ones(numel) for chunk in self.change.after.chunks_on(ctx.rank)}]
+
+        def action(name: str) -> Callable[[int], None]:
+            transport = TRANSPORTS[name](resources)
+            schedule = (gather_schedule if gathers else reduce_schedule)(
+                [self.change], topology, hierarchical=transport.hierarchical
+            )
+
+            def once(number: int) -> None:
+                (sparse_all_gather if gathers else sparse_reduce_scatter)(
+                    rows,
+                    [self.change],
+                    schedule=schedule,
+                    transport=transport,
+                    group=ctx.groups.gather if gathers else ctx.groups.reduce,
+                    rank=ctx.rank,
+                ).wait()
+
+            return once
+
+        actions = {name: action(name) for name in self.transports}
+        return _in_turn(actions, self.passes, self.warm_up, ctx)
+
+
+@dataclass(frozen=True)
+class TrainingSteps:
+    """Whole training steps of one policy, ``AWARE`` of the nodes and ``BLIND`` to them.
+
+    To the blind one all ranks are on one node. ``cache``: a folder for what the planner measures.
+    ``counts_SYE``: what each rank's tokens choose.
+    """
+
+    workload: Workload
+    policy: str
+    cache: str
+    counts_SYE: Counts = field(repr=False)
+    passes: int
+    warm_up: int
+
+    def __call__(self, ctx: ParallelContext) -> dict[str, Passes]:
+        replay = Replay(
+            self.counts_SYE,
+            top_k=int(str(self.workload.sizes["num_experts_per_tok"])),
+            rank=ctx.rank,
+        )
+        trainers = {
+            AWARE: self._trainer(ctx, replay),
+            BLIND: self._trainer(replace(ctx, node_of_rank=(0,) * ctx.world_size), replay),
+        }
+        batch = _batch(self.workload, ctx)
+
+        def action(trainer: Trainer) -> Callable[[int], None]:
+            def once(number: int) -> None:
+                replay.prepare(number)
+                trainer.step.run(number, [batch])
+
+            return once
+
+        actions = {name: action(trainer) for name, trainer in trainers.items()}
+        return _in_turn(actions, self.passes, self.warm_up, ctx)
+
+    def _trainer(self, ctx: ParallelContext, replay: Replay) -> Trainer:
+        config = RunConfig.model_validate(
+            {
+                "name": "bench",
+                "seed": SEED,
+                "model": self.workload.model.model_dump(),
+                "data": {
+                    "cache": self.cache,
+                    "sequence_tokens": self.workload.sequence_tokens,
+                },
+                "train": {
+                    "steps": self.warm_up + self.passes,
+                    "batch_sequences": self.workload.batch_sequences,
+                },
+                "router": {"balance_loss": 0.0, "z_loss": 0.0},
+                "experts": {"policy": self.policy},
+            }
+        )
+        return build_trainer(
+            config,
+            ctx,
+            vocab_size=self.workload.vocab_size,
+            phase=lambda name: nullcontext(),
+            override=replay,
+        )
+
+
+def _batch(workload: Workload, ctx: ParallelContext) -> MicroBatch:
+    """This rank's part of a step of arbitrary tokens, a document to a row."""
+    rows = workload.batch_sequences // ctx.world_size
+    generator = torch.Generator().manual_seed(SEED + ctx.rank)
+    shape = (rows, workload.sequence_tokens)
+    ids_BS = torch.randint(workload.vocab_size, shape, generator=generator)
+    positions_BS = torch.arange(workload.sequence_tokens).expand(shape)
+    return MicroBatch(ids_BS, ids_BS.roll(-1, 1), positions_BS, (workload.sequence_tokens,) * rows)
