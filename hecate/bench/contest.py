@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 import torch.distributed as dist
 
 from hecate.bench.margins import Course
@@ -24,9 +23,8 @@ class Contest:
 
     ``counts_SYE``: what each rank's tokens choose, step by step. The decisions of the steps before
     ``first_step - warm_up`` are taken without training, those of ``warm_up`` steps by training that
-    is not timed. Whole rounds of ``round_steps`` follow, at least ``least_rounds``, until
-    ``budget_s`` are over or the trace is. Outside peers, which keep nothing of earlier loads, take
-    only every ``peers_every``-th step.
+    is not timed. ``rounds`` of ``round_steps`` follow. Outside peers, which keep nothing of earlier
+    loads, take whole rounds, but only every ``peers_every``-th.
     """
 
     job: Job
@@ -35,35 +33,26 @@ class Contest:
     first_step: int
     warm_up: int
     round_steps: int
-    least_rounds: int
-    budget_s: float
+    rounds: int
     peers_every: int
 
     def __call__(self, ctx: ParallelContext) -> dict[str, Course]:
         """Run it; what each strategy did on this rank."""
-        started = time.monotonic()
         replay = Replay(self.counts_SYE, top_k=self.job.workload.top_k, rank=ctx.rank)
         skipped = self.first_step - self.warm_up
-        laps = Laps(
-            {
-                name: build_strategy(name, self.job, ctx, replay, self.counts_SYE, skipped)
-                for name in self.names
-            },
-            ctx,
-            peers_every=self.peers_every,
-        )
+        strategies = {
+            name: build_strategy(name, self.job, ctx, replay, self.counts_SYE, skipped)
+            for name in self.names
+        }
+        laps = Laps(strategies, ctx)
         for step in range(skipped, self.first_step):
-            laps.run(step, timed=False)
-        step, rounds = self.first_step, 0
-        while step + self.round_steps <= len(self.counts_SYE):
-            if rounds >= self.least_rounds and _over(started + self.budget_s, ctx):
-                break
-            for _ in range(self.round_steps):
-                laps.run(step, timed=True)
-                step += 1
-            rounds += 1
+            laps.run(step, self.names, timed=False)
+        own = tuple(name for name in self.names if name not in PEERS)
+        for step in range(self.rounds * self.round_steps):
+            with_peers = step // self.round_steps % self.peers_every == 0
+            laps.run(self.first_step + step, self.names if with_peers else own)
         courses = laps.courses()
-        del laps
+        del laps, strategies
         gc.collect()
         return courses
 
@@ -71,16 +60,13 @@ class Contest:
 class Laps:
     """The steps of all strategies, each step's order one further round than the last one's."""
 
-    def __init__(
-        self, strategies: Mapping[str, Strategy], ctx: ParallelContext, *, peers_every: int = 1
-    ) -> None:
-        self._strategies, self._peers_every, self._ctx = strategies, peers_every, ctx
+    def __init__(self, strategies: Mapping[str, Strategy], ctx: ParallelContext) -> None:
+        self._strategies, self._ctx = strategies, ctx
         self._taken: dict[str, list[tuple[int, float, float, int]]] = {n: [] for n in strategies}
 
-    def run(self, step: int, *, timed: bool) -> None:
-        for name in _rotated(tuple(self._strategies), step):
-            if name in PEERS and timed and step % self._peers_every:
-                continue
+    def run(self, step: int, names: Sequence[str], *, timed: bool = True) -> None:
+        """Step ``step`` of all ``names``, one after another, all ranks at once."""
+        for name in _rotated(names, step):
             strategy = self._strategies[name]
             strategy.prepare(step)
             dist.barrier(group=self._ctx.groups.control)
@@ -111,10 +97,3 @@ class Laps:
 def _rotated(names: Sequence[str], by: int) -> tuple[str, ...]:
     first = by % len(names)
     return (*names[first:], *names[:first])
-
-
-def _over(deadline: float, ctx: ParallelContext) -> bool:
-    """Whether rank 0's clock is past ``deadline``; the same on all ranks."""
-    over = torch.tensor(float(time.monotonic() > deadline))
-    dist.broadcast(over, group_src=0, group=ctx.groups.control)
-    return bool(over)

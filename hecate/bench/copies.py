@@ -101,7 +101,7 @@ class HiddenGather:
             ctx,
         )
         for step in range(2 + self.repeats):
-            laps.run(step, timed=step > 1)
+            laps.run(step, (GATHERED, SKIPPED), timed=step > 1)
         transport.skips = False
         alone = tuple(_gathers_alone_s(strategy, ctx) for _ in range(2 + self.repeats))[2:]
         return laps.courses(), alone
@@ -182,7 +182,7 @@ class Rematerialization:
         }
         laps = Laps(strategies, ctx)
         for step in range(2 + self.repeats):
-            laps.run(step, timed=step > 1)
+            laps.run(step, (KEPT, REMATERIALIZED), timed=step > 1)
         again = strategies[REMATERIALIZED].trainer.experts
         placements = again.policy.plan(0, again.loads, again.owners)
         one_layer = max(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -19,17 +19,16 @@ from rich.console import Console
 from hecate.bench.crew import crew_of, usable_cores
 from hecate.bench.margins import Standing, against_bound, rows_of, summarise
 from hecate.bench.report import BenchOptions, Report
+from hecate.bench.routing_traces import PERIOD
 from hecate.bench.sparse_gather import FRACTION, NUM_CHUNKS
 from hecate.bench.standings import (
     HALF,
     MOST,
     OPTIMIZER,
-    QUICK,
     SEED,
     TITLES,
-    WHOLE,
     Found,
-    Pace,
+    Part,
     Setting,
     Stages,
 )
@@ -46,6 +45,7 @@ COLUMNS = {
     "ceiling_share": "of ceiling",
     "ours_over_it": "ours / it",
     "ours_over_it_quartiles": "quartiles",
+    "rounds": "rounds",
     "imbalance_given": "given max/mean",
     "imbalance": "computed",
     "copies": "copies/step",
@@ -57,18 +57,46 @@ COLUMNS = {
 def bench_fssdp(options: BenchOptions) -> Report:
     """Both models under all traces. Raises ``ContenderError`` when a rank fails."""
     load = os.getloadavg()[0]
-    setting = Setting(
-        models=(HALF, MOST),
-        traces={HALF.name: TRACES, MOST.name: ("hot_1.9",) if options.quick else TRACES},
-        recorded=DEMO,
-        names=EVERYONE,
-        dtype=options.dtype,
+    setting = quick(options.dtype) if options.quick else whole(options.dtype)
+    return report_of(measure(setting, Console(stderr=True)), setting, load)
+
+
+def whole(dtype: str) -> Setting:
+    """All rows of both models, in about 40 minutes."""
+    half = Part(
+        HALF,
+        TRACES,
+        EVERYONE,
+        peer_traces=TRACES,
+        stable_rounds=17,
+        moving_rounds=3,
+        peers_every=3,
     )
-    pace = QUICK if options.quick else WHOLE
-    return report_of(measure(setting, pace, Console(stderr=True)), setting, pace, load)
+    most = replace(half, work=MOST, stable_rounds=5, moving_rounds=1)
+    return Setting((half, most), recorded=DEMO, skipped=50, warm_up=2, repeats=20, dtype=dtype)
 
 
-def measure(setting: Setting, pace: Pace, console: Console) -> Found:
+def quick(dtype: str) -> Setting:
+    """Every summary key within ten minutes; of the second model the worst rows, without rivals."""
+    half = Part(
+        HALF,
+        TRACES,
+        EVERYONE,
+        peer_traces=("balanced", "hot_1.9", "one_hot"),
+        stable_rounds=3,
+        moving_rounds=1,
+        peers_every=3,
+    )
+    most = replace(
+        half,
+        work=MOST,
+        traces=("hot_1.9", "rotating"),
+        names=(OURS, "expert_parallel", CEILING),
+    )
+    return Setting((half, most), recorded=DEMO, skipped=30, warm_up=1, repeats=8, dtype=dtype)
+
+
+def measure(setting: Setting, console: Console) -> Found:
     """Run everything on one pair of ranks; they are gone at the end."""
     with tempfile.TemporaryDirectory(prefix="hecate-bench-") as temporary:
         folder = Path(temporary)
@@ -82,12 +110,12 @@ def measure(setting: Setting, pace: Pace, console: Console) -> Found:
             seed=SEED,
             keep_freed_memory=True,
         ) as crew:
-            return Stages(crew, setting, pace, folder, console).run()
+            return Stages(crew, setting, folder, console).run()
 
 
-def report_of(found: Found, setting: Setting, pace: Pace, load_before: float) -> Report:
+def report_of(found: Found, setting: Setting, load_before: float) -> Report:
     """The report of what ``measure`` found; ``load_before``: the machine's load average then."""
-    first = setting.models[0].name
+    first = setting.parts[0].work.name
     gathers: list[dict[str, JsonValue]] = [
         {"chunk_kib": size // 1024, **against_bound(taken, FRACTION)}
         for size, taken in found.sparse_gathers.items()
@@ -111,16 +139,10 @@ def report_of(found: Found, setting: Setting, pace: Pace, load_before: float) ->
         "clip_norm": 1.0,
         "layout": f"{TWO_RANKS.world_size} processes x {TWO_RANKS.threads} thread, each on a core",
         "load_average_before": round(load_before, 2),
-        "pace": asdict(pace),
+        "first_step": setting.first_step,
+        "warm_up": setting.warm_up,
         "moe_share": _shares(found.standings),
-        "models": {
-            work.name: {
-                "sizes": dict(work.sizes),
-                "sequence_tokens": work.sequence_tokens,
-                "tokens_per_rank": work.tokens_per_step // TWO_RANKS.world_size,
-            }
-            for work in setting.models
-        },
+        "models": {part.work.name: _model_settings(part) for part in setting.parts},
         "sparse_gathers": list[JsonValue](gathers),
         "hidden_gather": dict(found.hidden_ms),
         "rematerialization": dict(found.remat_ms),
@@ -129,6 +151,18 @@ def report_of(found: Found, setting: Setting, pace: Pace, load_before: float) ->
     return Report(
         "fssdp", settings, COLUMNS, tuple(rows), summary, _notes(found, gathers, load_before)
     )
+
+
+def _model_settings(part: Part) -> dict[str, JsonValue]:
+    return {
+        "sizes": dict(part.work.sizes),
+        "vocab_size": part.work.vocab_size,
+        "sequence_tokens": part.work.sequence_tokens,
+        "tokens_per_rank": part.work.tokens_per_step // TWO_RANKS.world_size,
+        "stable_rounds": part.stable_rounds,
+        "moving_rounds": part.moving_rounds,
+        "peers_every": part.peers_every,
+    }
 
 
 def _shares(standings: Sequence[Standing]) -> dict[str, JsonValue]:
@@ -140,10 +174,12 @@ def _notes(
 ) -> tuple[str, ...]:
     shares = ", ".join(f"{model} {share}" for model, share in _shares(found.standings).items())
     notes = [
-        "ms/step and ratios: medians over rounds; a round is a step, or a whole period of loads "
-        "that move. of ceiling: the ceiling's time over its own.",
+        "ms/step and ratios: medians over rounds; a round is a step, or a whole period of "
+        f"{PERIOD} steps where loads move. of ceiling: the ceiling's time over its own.",
         "the ceiling routes every token evenly and trains no real model; it is no rival.",
-        f"MoE share of the ceiling's step (without: experts passed by): {shares}.",
+        f"MoE share of the ceiling's step (the rest: the same step without experts): {shares}.",
+        "hot: one rank's experts, of the even partition, take its load; rotating, burst: half of "
+        "one rank's, others in each period and layer, so that no placement that stays fits all.",
         "DeepSpeed and FSDP2 run the transformers model, whose dense part is slower than ours; "
         "DeepSpeed pads every expert to the fullest one, so that no token is dropped.",
         "all strategies have the trainer's malloc settings, peers too.",

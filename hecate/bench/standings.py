@@ -40,6 +40,7 @@ from hecate.bench.strategies import (
     DEEPSPEED,
     FSDP2,
     OURS,
+    PEERS,
     WITHOUT_EXPERTS,
     FastestImplementations,
     imbalance_of,
@@ -58,9 +59,15 @@ RECORDED_OPTIMIZER = OptimizerConfig(learning_rate=1.5e-3)  # the demo's
 NUM_BATCHES = 8  # different rows, again and again
 TASK_TIMEOUT_S = 1800.0
 
-# The experts' widths at which they take 0.50 and 0.8 of a balanced step here.
-HALF = replace(DEMO, name="moe 0.5", sizes={**DEMO.sizes, "moe_intermediate_size": 448})
-MOST = replace(DEMO, name="moe 0.8", sizes={**DEMO.sizes, "moe_intermediate_size": 1536})
+
+def _demo_with(name: str, moe_intermediate_size: int) -> Workload:
+    """The demo's model with wider experts, and a head that weighs as little as in large models."""
+    sizes = {**DEMO.sizes, "moe_intermediate_size": moe_intermediate_size}
+    return replace(DEMO, name=name, sizes=sizes, vocab_size=1024)
+
+
+# The experts' widths at which they take 0.50 to 0.55, and 0.8, of a balanced step here.
+HALF, MOST = _demo_with("moe 0.5", 368), _demo_with("moe 0.8", 1344)
 
 TITLES = {
     OURS: "fssdp (ours)",
@@ -78,61 +85,50 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long to measure. Decisions of ``skipped`` steps are taken without their training.
+class Part:
+    """A model under some traces, and who takes part.
 
     ``stable_rounds``: single steps of a row whose loads stay; ``moving_rounds``: periods of the
-    others. A row goes on to ``most_rounds`` times as many while it is younger than ``row_s``.
-    ``recorded``: steps of the run whose loads are recorded. ``repeats``: of the measurements of
-    copies and, times ten, of bare gathers.
+    others. Outside peers take every ``peers_every``-th round of the rows in ``peer_traces``.
     """
 
-    skipped: int
-    warm_up: int
+    work: Workload
+    traces: tuple[str, ...]
+    names: tuple[str, ...]
+    peer_traces: tuple[str, ...]
     stable_rounds: int
     moving_rounds: int
-    row_s: float
-    most_rounds: int
-    recorded: int
     peers_every: int
-    repeats: int
-
-
-QUICK = Pace(
-    skipped=50,
-    warm_up=1,
-    stable_rounds=3,
-    moving_rounds=1,
-    row_s=10,
-    most_rounds=2,
-    recorded=70,
-    peers_every=5,
-    repeats=6,
-)
-WHOLE = Pace(
-    skipped=50,
-    warm_up=2,
-    stable_rounds=12,
-    moving_rounds=2,
-    row_s=110,
-    most_rounds=3,
-    recorded=200,
-    peers_every=3,
-    repeats=20,
-)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Models, the traces of each, and who takes part. ``recorded``: the model of the real loads."""
+    """What is measured; the summary comes from the first of ``parts``.
 
-    models: tuple[Workload, ...]
-    traces: Mapping[str, tuple[str, ...]]
+    ``recorded``: the model whose routers' loads are recorded. ``skipped``: steps of every trace
+    whose decisions are taken without their training; ``warm_up`` more are not timed. ``repeats``:
+    of steps that gather copies once or twice; twice as many of steps with gathers and without, and
+    five times of bare gathers.
+    """
+
+    parts: tuple[Part, ...]
     recorded: Workload
-    names: tuple[str, ...]
+    skipped: int
+    warm_up: int
+    repeats: int
     dtype: str
     data: DataConfig = DataConfig()
     chunk_bytes: tuple[int, ...] = (1 << 20, 4 << 20)
+
+    @property
+    def first_step(self) -> int:
+        """The first timed step; a period begins with it."""
+        return self.skipped + PERIOD
+
+    @property
+    def recorded_steps(self) -> int:
+        """Enough for every part's periods."""
+        return self.first_step + PERIOD * max(part.moving_rounds for part in self.parts)
 
 
 @dataclass
@@ -152,33 +148,29 @@ class Found:
 class Stages:
     """Runs the stages of ``setting`` on the ranks of ``crew``."""
 
-    def __init__(
-        self, crew: Crew, setting: Setting, pace: Pace, folder: Path, console: Console
-    ) -> None:
-        self._crew, self._setting, self._pace = crew, setting, pace
+    def __init__(self, crew: Crew, setting: Setting, folder: Path, console: Console) -> None:
+        self._crew, self._setting = crew, setting
         self._folder, self._console = folder, console
         self._implementations: Implementations | None = None
         self._found = Found()
 
     def run(self) -> Found:
-        setting, first = self._setting, self._setting.models[0]
+        setting, first = self._setting, self._setting.parts[0]
         self._sparse_gathers()
-        self._copies(first)
-        if FSDP2 in setting.names:
-            self._choose_implementations(first)
-        recorded_SYE: Counts = self._do(
-            Recording(self._job(setting.recorded, self._pace.recorded, RECORDED_OPTIMIZER))
-        )[0]
+        self._copies(first.work)
+        if FSDP2 in first.names:
+            self._choose_implementations(first.work)
+        recording = self._job(setting.recorded, setting.recorded_steps, RECORDED_OPTIMIZER)
+        recorded_SYE: Counts = self._do(Recording(recording))[0]
         self._say(f"recorded the loads of {len(recorded_SYE)} steps")
-        for work in setting.models:
-            for number, name in enumerate(setting.traces[work.name]):
-                trace = trace_named(name, work, recorded_SYE)
-                self._contest(work, trace, with_share=number == 0)
+        for part in setting.parts:
+            for number, name in enumerate(part.traces):
+                self._contest(part, name, recorded_SYE, with_share=number == 0)
         return self._found
 
     def _sparse_gathers(self) -> None:
         for chunk_bytes in self._setting.chunk_bytes:
-            ranks = self._do(SparseGather(chunk_bytes, 10 * self._pace.repeats))
+            ranks = self._do(SparseGather(chunk_bytes, 5 * self._setting.repeats))
             self._found.sparse_gathers[chunk_bytes] = {
                 kind: {
                     way: tuple(map(max, zip(*(rank[kind][way] for rank in ranks), strict=True)))
@@ -189,14 +181,17 @@ class Stages:
         self._say("gathered sparse and dense")
 
     def _copies(self, work: Workload) -> None:
-        """Gathers hidden or shown, copies kept or gathered again, with a quarter of all experts."""
+        """Gathers hidden or shown, copies kept or gathered again.
+
+        A quarter of all experts is copied: what balances ``hot_1.9`` over two ranks.
+        """
         hot = trace_named(
             "hot_1.9", work, np.ones((1, work.num_layers, work.num_experts), dtype=np.int64)
         )
         counts_YE = self._counts(work, hot, 1)[0]
         job = self._job(work, NUM_BATCHES, OPTIMIZER)
-        quarter, repeats = max(1, work.num_experts // 4), self._pace.repeats
-        self._hidden(HiddenGather(job, counts_YE, quarter, repeats))
+        quarter, repeats = max(1, work.num_experts // 4), self._setting.repeats
+        self._hidden(HiddenGather(job, counts_YE, quarter, 2 * repeats))
         self._rematerialized(Rematerialization(job, counts_YE, quarter, repeats))
         self._say(
             f"gathers hidden {self._found.hidden_fraction:.2f}, "
@@ -235,40 +230,43 @@ class Stages:
         }
         self._say(f"transformers runs {chosen.attention} and {chosen.experts} ({tried})")
 
-    def _contest(self, work: Workload, trace: Trace, *, with_share: bool) -> None:
-        started, pace = time.monotonic(), self._pace
-        work = replace(work, sizes={**work.sizes, "num_experts_per_tok": trace.top_k})
-        rounds, round_steps = pace.stable_rounds, 1
+    def _contest(
+        self, part: Part, trace_name: str, recorded_SYE: Counts, *, with_share: bool
+    ) -> None:
+        """One row of every strategy; ``with_share``: the part that experts take of a step too."""
+        started = time.monotonic()
+        trace = trace_named(trace_name, part.work, recorded_SYE)
+        work = replace(part.work, sizes={**part.work.sizes, "num_experts_per_tok": trace.top_k})
+        first = self._setting.first_step
+        round_steps, rounds = 1, part.stable_rounds
         if trace.moves:
-            rounds, round_steps = pace.moving_rounds, PERIOD
-        first = pace.skipped + PERIOD
-        counts_SYE = self._counts(work, trace, first + pace.most_rounds * rounds * round_steps)
-        absent = {name: missing(name) for name in self._setting.names if missing(name)}
-        names = tuple(name for name in self._setting.names if name not in absent)
+            round_steps, rounds = PERIOD, part.moving_rounds
+        counts_SYE = self._counts(work, trace, first + rounds * round_steps)
+        names = tuple(n for n in part.names if n not in PEERS or trace_name in part.peer_traces)
+        absent = {name: missing(name) for name in names if missing(name)}
+        present = tuple(name for name in names if name not in absent)
         ranks = self._do(
             Contest(
                 self._job(work, NUM_BATCHES, OPTIMIZER),
-                (*names, *((WITHOUT_EXPERTS,) if with_share else ())),
+                (*present, *((WITHOUT_EXPERTS,) if with_share else ())),
                 counts_SYE,
                 first_step=first,
-                warm_up=pace.warm_up,
+                warm_up=self._setting.warm_up,
                 round_steps=round_steps,
-                least_rounds=rounds,
-                budget_s=pace.row_s,
-                peers_every=pace.peers_every,
+                rounds=rounds,
+                peers_every=part.peers_every,
             )
         )
         courses = _over_ranks(ranks)
         share = 0.0
         if with_share:
             share = 1 - median(speed_ratios(courses[CEILING], courses.pop(WITHOUT_EXPERTS), 1))
-        steps = courses[CEILING].steps
         standing = Standing(
             work.name,
             trace.name,
             trace.stable,
             round_steps,
-            float(np.mean([imbalance_of(counts_SYE[s], TWO_RANKS.world_size) for s in steps])),
+            imbalance_of(counts_SYE[first:], TWO_RANKS.world_size),
             {**courses, **{name: Course(problem=problem) for name, problem in absent.items()}},
             share,
         )

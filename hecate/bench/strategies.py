@@ -233,9 +233,10 @@ def build_strategy(
     return strategy
 
 
-def imbalance_of(counts_YE: Counts, world_size: int) -> float:
-    """The trace's own imbalance over ranks that own an even part each, in one step."""
-    num_experts = counts_YE.shape[1]
+def imbalance_of(counts_SYE: Counts, world_size: int) -> float:
+    """The trace's own imbalance over ranks that own an even part each; the mean over its steps."""
+    num_experts = counts_SYE.shape[2]
     owner_E = np.arange(num_experts) * world_size // num_experts
-    loads_YW = np.stack([counts_YE[:, owner_E == r].sum(1) for r in range(world_size)], axis=1)
-    return float(loads_YW.max(1).sum() / (loads_YW.sum() / world_size))
+    loads_SYW = np.stack([counts_SYE[..., owner_E == r].sum(2) for r in range(world_size)], axis=2)
+    busiest_S, all_S = loads_SYW.max(2).sum(1), loads_SYW.sum((1, 2))
+    return float((busiest_S / (all_S / world_size)).mean())
