@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,6 +11,12 @@ import torch
 import torch.distributed as dist
 
 from collectives.errors import PlanDisagreement, listed, naming
+
+
+def digest_of(numbers: Sequence[int]) -> int:
+    """63 bits that stand for whole numbers of up to 64 bits, the same on every machine."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 
 def agree(

@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from collectives.transports.resources import LaunchResources
 SIZES_BYTES = (16 * 1024, 2 * 1024 * 1024)
 NAMES = tuple(sorted(TRANSPORTS))
 LEAST_SHARE = 0.1
+LEAST_GAIN = 0.75  # of the usual transport's time, at which another one is taken
 # Faster than anything that is measured: where nothing can travel, and to read a model's terms off.
 UNBOUNDED = Link(1e15, 0.0)
 
@@ -50,17 +52,27 @@ class Calibration:
 class TransportChooser:
     """The transport that should take least for each launch; ``auto`` in a configuration.
 
-    Holds one instance of each, all of them for the same groups.
+    Messages between the two ranks concerned are the rule, in two levels where there are nodes:
+    another transport must be faster by more than such a measurement errs. Holds one instance of
+    each, all of them for the same groups.
     """
 
     def __init__(self, costs: Mapping[str, TransportCost], topology: Topology) -> None:
         resources = LaunchResources()
         self._costs, self._topology = dict(costs), topology
+        self._usual = "hierarchical" if topology.num_nodes > 1 else "p2p"
         self._transports = {name: TRANSPORTS[name](resources) for name in costs}
 
     def pick(self, changes: Sequence[Change]) -> Transport:
         """The same on all ranks; make the schedule with its ``hierarchical``."""
-        return self._transports[choose(self._costs, changes, self._topology)]
+        best = choose(self._costs, changes, self._topology)
+        if self._usual in self._costs:
+            usual_s, best_s = (
+                transport_s(name, self._costs[name], changes, self._topology)
+                for name in (self._usual, best)
+            )
+            best = best if best_s < LEAST_GAIN * usual_s else self._usual
+        return self._transports[best]
 
 
 def calibrate(
@@ -91,7 +103,7 @@ def calibrate(
     if rank == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**subject, **asdict(calibration)}, indent=1)
-        partial = file.with_name(f"{file.name}.partial")
+        partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}")  # another job may write too
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     return calibration

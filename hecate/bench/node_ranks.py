@@ -158,7 +158,8 @@ class Collectives:
 class TrainingSteps:
     """Whole training steps of one policy, ``AWARE`` of the nodes and ``BLIND`` to them.
 
-    To the blind one all ranks are on one node. ``cache``: a folder for what the planner measures.
+    To the blind one all ranks are on one node, and copies go straight from owners to all who get
+    one; the other's cross to a node once. ``cache``: a folder for what the planner measures.
     ``counts_SYE``: what each rank's tokens choose.
     """
 
@@ -176,8 +177,8 @@ class TrainingSteps:
             rank=ctx.rank,
         )
         trainers = {
-            AWARE: self._trainer(ctx, replay),
-            BLIND: self._trainer(replace(ctx, node_of_rank=(0,) * ctx.world_size), replay),
+            AWARE: self._trainer(ctx, replay, "hierarchical"),
+            BLIND: self._trainer(replace(ctx, node_of_rank=(0,) * ctx.world_size), replay, "p2p"),
         }
         batch = _batch(self.workload, ctx)
 
@@ -191,7 +192,7 @@ class TrainingSteps:
         actions = {name: action(trainer) for name, trainer in trainers.items()}
         return _in_turn(actions, self.passes, self.warm_up, ctx)
 
-    def _trainer(self, ctx: ParallelContext, replay: Replay) -> Trainer:
+    def _trainer(self, ctx: ParallelContext, replay: Replay, transport: str) -> Trainer:
         config = RunConfig.model_validate(
             {
                 "name": "bench",
@@ -206,7 +207,7 @@ class TrainingSteps:
                     "batch_sequences": self.workload.batch_sequences,
                 },
                 "router": {"balance_loss": 0.0, "z_loss": 0.0},
-                "experts": {"policy": self.policy},
+                "experts": {"policy": self.policy, "transport": transport},
             }
         )
         return build_trainer(

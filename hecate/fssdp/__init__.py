@@ -13,6 +13,11 @@
 | experts/ | executes | rows sorted by expert -> grouped GEMMs, gradients in place |
 | shards.py | executes | what one rank owns of one layer |
 | replicas.py | executes | room for copies of what others own |
+| layer_plan.py | decides | who owns, who holds a layer -> its transfers there and home |
+| channels.py | executes | a transport's name or auto -> the channels of the sparse collectives |
+| room.py | decides | copies of a step, memory -> which fit, and whether layers take turns |
+| spare_memory.py | executes | this rank's memory -> what copies may take |
+| between.py | executes | forward passes -> seconds between two layers of experts |
 | materialize.py | executes | a step's placements -> copies gathered, their gradients sent home |
 | reshard.py | executes | old owners, new owners -> whole rows moved between steps |
 | measure.py | executes | an experts module -> seconds of a slot, of a copy, and their overlap |

@@ -13,15 +13,16 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from collectives.placement import Placement
-from collectives.topology import Link, Topology
-from collectives.transports import TRANSPORTS, LaunchResources, Transport
+from collectives.transports import Transport
 from hecate.errors import ConfigError, ModelError, UsageError
 from hecate.folders import cache_folder
+from hecate.fssdp.channels import always, open_channels
 from hecate.fssdp.choice import choose_policy
 from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.experts import ExpertMath, kernel_for
+from hecate.fssdp.layer_plan import Channel
 from hecate.fssdp.lifecycle import StepLifecycle
-from hecate.fssdp.materialize import Channel, Materializer
+from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.routed import Override, PhaseTimer, RoutedExperts
 from hecate.fssdp.routing import RouterConfig, RoutingLog
 from hecate.fssdp.sharded import ShardedExperts
@@ -83,6 +84,7 @@ def shard_experts(
     _check_router(router, routers)
     compute_dtype = compute_dtype or _dtype_of(model, layers[0])
     dtype = dtype or torch.promote_types(compute_dtype, torch.float32)
+    folder = costs_folder or cache_folder() / "costs"
     if policy is None or isinstance(policy, str):
         policy = choose_policy(
             policy or config.policy,
@@ -92,7 +94,7 @@ def shard_experts(
             ctx,
             dtype=dtype,
             compute_dtype=compute_dtype,
-            folder=costs_folder or cache_folder() / "costs",
+            folder=folder,
         )
     placements = even_placements(layers, ctx.world_size)
     shards = tuple(
@@ -112,6 +114,7 @@ def shard_experts(
     experts = ShardedExperts(
         ctx=ctx,
         layers=layers,
+        modules=tuple(model.get_submodule(layer.name) for layer in layers),
         owners=placements,
         shards=shards,
         routers=routers,
@@ -121,8 +124,11 @@ def shard_experts(
         policy=policy,
         loads=LoadWindow(len(layers), num_experts),
         materializer=_materializer(
-            shards, placements, ctx, config.rematerialize, phase, gather_transport
+            shards, placements, ctx, config.transport, folder, phase, gather_transport
         ),
+        rematerialize=config.rematerialize,
+        copies_bytes=int(config.copies_mib * 2**20),
+        costs_folder=folder,
         lifecycle=StepLifecycle(),
     )
     for shard in shards:
@@ -164,21 +170,22 @@ def _materializer(
     shards: tuple[ExpertShard, ...],
     owners: tuple[Placement, ...],
     ctx: ParallelContext,
-    rematerialize: bool,
+    transport: str,
+    folder: Path,
     phase: PhaseTimer,
     gather_transport: Transport | None,
 ) -> Materializer:
-    # schedules depend on who shares a node, not on how fast the links are
-    topology = Topology(ctx.node_of_rank, inside=Link(1.0, 0.0), across=Link(1.0, 0.0))
-    transport = TRANSPORTS["hierarchical" if len(topology.nodes) > 1 else "p2p"]
+    gathers, reductions, topology = open_channels(ctx, transport, folder)
+    if gather_transport is not None:
+        gathers = Channel(gathers.group, always(gather_transport))
     return Materializer(
         shards,
         owners,
         rank=ctx.rank,
         topology=topology,
-        gathers=Channel(ctx.groups.gather, gather_transport or transport(LaunchResources())),
-        reductions=Channel(ctx.groups.reduce, transport(LaunchResources())),
-        rematerialize=rematerialize,
+        gathers=gathers,
+        reductions=reductions,
+        control=ctx.groups.control,
         phase=phase,
     )
 

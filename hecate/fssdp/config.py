@@ -39,13 +39,17 @@ class ExpertsConfig(Config):
     ``expert_parallel`` leaves each expert on its owner and tokens travel to it; ``shadowing``,
     ``swapping``, ``replication`` and ``fsdp`` are what others do about uneven loads. All of them
     train the same model. ``rematerialize``: copies of one layer at a time are kept, and gathered a
-    second time for the backward pass.
+    second time for the backward pass; ``auto`` does so when memory asks for it. ``transport``: what
+    carries copies, ``auto`` what should be fastest by a short measurement. ``copies_mib``: memory
+    for copies and their gradients on each rank, 0 for half of what is free.
     """
 
     policy: Literal["fssdp", "expert_parallel", "shadowing", "swapping", "replication", "fsdp"] = (
         "fssdp"
     )
-    rematerialize: bool = False
+    rematerialize: bool | Literal["auto"] = "auto"
+    transport: Literal["auto", "p2p", "all_to_all", "broadcast", "hierarchical"] = "auto"
+    copies_mib: float = Field(default=0.0, ge=0)
     fssdp: FssdpConfig = FssdpConfig()
     shadowing: ShadowingConfig = ShadowingConfig()
     swapping: SwappingConfig = SwappingConfig()

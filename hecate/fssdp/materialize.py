@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from collectives.agreement import agree, digest_of
 from collectives.placement import Placement
-from collectives.schedule import Change, Schedule, gather_schedule, reduce_schedule
+from collectives.schedule import Change
 from collectives.sparse import Handle, sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Topology
-from collectives.transports.protocol import Transport
 from hecate.fssdp.experts import HeldExperts
+from hecate.fssdp.layer_plan import Carrier, Channel, LayerPlan, LayerPlanner
 from hecate.fssdp.replicas import ReplicaSlots, SlotBuffers
 from hecate.fssdp.shards import ExpertShard
 from hecate.mesh import naming
@@ -35,55 +36,6 @@ class Stage(enum.Enum):
     SHARDED = enum.auto()
     GATHERING = enum.auto()
     MATERIALIZED = enum.auto()
-
-
-@dataclass(frozen=True)
-class Channel:
-    """A process group that carries one kind of collective, and the transport that serves it."""
-
-    group: dist.ProcessGroup
-    transport: Transport
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """Who holds what of one layer in a step, and the transfers that bring it there and back.
-
-    ``held[r]``: the experts of rank r in the order of its rows, its own first. ``gather`` and
-    ``reduce`` are ``None`` where nobody holds a copy.
-    """
-
-    placement: Placement
-    held: tuple[tuple[int, ...], ...]
-    gather: Schedule | None
-    reduce: Schedule | None
-
-    @classmethod
-    def of(
-        cls,
-        owners: Placement,
-        placement: Placement,
-        chunk_bytes: int,
-        topology: Topology,
-        *,
-        earlier: LayerPlan | None = None,
-    ) -> LayerPlan:
-        """``earlier``: a plan that this one adds copies to, which come after those it has."""
-        held = []
-        for rank in range(placement.world_size):
-            there = earlier.held[rank] if earlier is not None else owners.chunks_on(rank)
-            copies = tuple(e for e in placement.chunks_on(rank) if e not in set(there))
-            held.append(there + copies)
-        if placement.holders == owners.holders:
-            return cls(placement, tuple(held), None, None)
-        change = [Change(owners, placement, chunk_bytes)]
-        hierarchical = len(topology.nodes) > 1
-        return cls(
-            placement,
-            tuple(held),
-            gather_schedule(change, topology, hierarchical=hierarchical),
-            reduce_schedule(change, topology, hierarchical=hierarchical),
-        )
 
 
 @dataclass
@@ -111,10 +63,6 @@ class LayerReplicas:
         """Everything on this rank that it does not own, in the order of its rows."""
         return (*(() if self.slots is None else (self.slots,)), *self.late)
 
-    def change(self, dtype: torch.dtype) -> Change:
-        chunk_bytes = self.shard.layer.layout.numel * dtype.itemsize
-        return Change(self.owners, self.plan.placement, chunk_bytes)
-
     def weight_rows(self) -> dict[int, torch.Tensor]:
         rows = {e: self.shard.compute_row(e) for e in self.shard.expert_ids}
         for slots in self.copies:
@@ -131,8 +79,7 @@ class LayerReplicas:
 class Materializer:
     """The replicas of all layers on this rank, and the collectives that fill and empty them.
 
-    ``rematerialize``: weights of one layer only are kept, and gathered again for the backward
-    pass; see Note [When replicas move].
+    ``control``: a group of CPU tensors in which ranks make sure that they planned the same.
     """
 
     # Note [When replicas move]
@@ -152,21 +99,21 @@ class Materializer:
         topology: Topology,
         gathers: Channel,
         reductions: Channel,
-        rematerialize: bool,
+        control: dist.ProcessGroup,
         phase: PhaseTimer,
     ) -> None:
-        self._rank, self._topology = rank, topology
-        self._gathers, self._reductions = gathers, reductions
-        self._rematerialize, self._phase = rematerialize, phase
-        self.layers = [
-            _resting(shard, own, topology) for shard, own in zip(shards, owners, strict=True)
-        ]
+        self._rank, self._world_size, self._phase = rank, topology.world_size, phase
+        self._gathers, self._reductions, self._control = gathers, reductions, control
+        self._planner = LayerPlanner(topology, gathers, reductions)
+        self.layers = [self._resting(shard, own) for shard, own in zip(shards, owners, strict=True)]
         device = shards[0].parameter.device
-        self._weights = SlotBuffers(len(shards), shared=rematerialize, device=device)
+        self._one_layer = SlotBuffers(len(shards), shared=True, device=device)
+        self._all_layers = SlotBuffers(len(shards), shared=False, device=device)
         self._one_grad = SlotBuffers(len(shards), shared=True, device=device)
         self._all_grads = SlotBuffers(len(shards), shared=False, device=device)
         self._reduces_each = True
         self._last_micro_batch = True
+        self._rematerialize = False
         self.active = False
         """Whether a step is under way; evaluation computes on the owners alone."""
         self.copies = 0
@@ -175,30 +122,54 @@ class Materializer:
     @property
     def slot_bytes(self) -> int:
         """Memory that replicas' weights and gradients take on this rank."""
-        buffers = (self._weights, self._one_grad, self._all_grads)
+        buffers = (self._one_layer, self._all_layers, self._one_grad, self._all_grads)
         return sum(buffer.allocated_bytes for buffer in buffers)
 
     @property
     def weight_slot_bytes(self) -> int:
         """Memory that replicas' weights alone take on this rank."""
-        return self._weights.allocated_bytes
+        return self._one_layer.allocated_bytes + self._all_layers.allocated_bytes
 
     def set_owners(self, index: int, owners: Placement) -> None:
         """Other owners for one layer, between steps."""
-        self.layers[index] = _resting(self.layers[index].shard, owners, self._topology)
+        self.layers[index] = self._resting(self.layers[index].shard, owners)
 
-    def begin_step(self, placements: Sequence[Placement], num_micro_batches: int) -> None:
+    def begin_step(
+        self,
+        placements: Sequence[Placement],
+        num_micro_batches: int,
+        *,
+        rematerialize: bool = False,
+    ) -> None:
         """Take the placements of a step, and start gathering its first layer.
 
         With one micro-batch a layer's gradients go home at once, and all layers share one buffer
         for them; with more they are added up in buffers of their own and go home once.
+        ``rematerialize``: weights of one layer only are kept, and gathered again for the backward
+        pass; see Note [When replicas move]. Raises ``CollectiveFailure`` on every rank where ranks
+        come with different placements.
         """
-        self._reduces_each = num_micro_batches == 1
+        self._reduces_each, self._rematerialize = num_micro_batches == 1, rematerialize
         self.active = True
         for layer, placement in zip(self.layers, placements, strict=True):
             self._plan(layer, placement)
+        self._require_agreement()
         self._make_room()
         self._prefetch(0)
+
+    def _require_agreement(self) -> None:
+        if self._world_size == 1:
+            return
+        digests = [layer.plan.digest for layer in self.layers]
+        with naming("the comparison of plans", self._rank):
+            agree(
+                digest_of((*digests, int(self._reduces_each), int(self._rematerialize))),
+                digests,
+                self._control,
+                self._rank,
+                self._world_size,
+                device=torch.device("cpu"),
+            )
 
     def begin_micro_batch(self, *, last: bool) -> None:
         self._last_micro_batch = last
@@ -225,9 +196,7 @@ class Materializer:
         shard = layer.shard
         numel, dtype = shard.layer.layout.numel, shard.compute_dtype
         self._finish_gather(layer)
-        layer.plan = LayerPlan.of(
-            layer.owners, placement, numel * dtype.itemsize, self._topology, earlier=before
-        )
+        layer.plan = self._layer_plan(shard, layer.owners, placement, earlier=before)
         added = layer.plan.held[self._rank][len(before.held[self._rank]) :]
         if added:
             shape, device = (len(added), numel), shard.parameter.device
@@ -237,7 +206,7 @@ class Materializer:
         if layer.stage == Stage.MATERIALIZED:
             extra = _beyond(layer.owners, before.placement, placement)
             change = Change(layer.owners, extra, numel * dtype.itemsize)
-            self._gather(layer, change, self._schedule(change))
+            self._gather(layer, self._planner.gather_of(change))
         else:
             self._prefetch(index)
 
@@ -254,12 +223,13 @@ class Materializer:
 
     def after_backward(self, index: int) -> None:
         layer = self.layers[index]
-        if layer.plan.reduce is not None and (self._reduces_each or self._last_micro_batch):
+        home = layer.plan.reduce
+        if home is not None and (self._reduces_each or self._last_micro_batch):
             layer.reducing = sparse_reduce_scatter(
                 [layer.grad_rows()],
-                [layer.change(layer.shard.parameter.dtype)],
-                schedule=layer.plan.reduce,
-                transport=self._reductions.transport,
+                [home.change],
+                schedule=home.schedule,
+                transport=home.transport,
                 group=self._reductions.group,
                 rank=self._rank,
             )
@@ -278,13 +248,13 @@ class Materializer:
             layer.plan = layer.resting
         else:
             if placement.holders != layer.latest.placement.holders:
-                chunk_bytes = layer.change(layer.shard.compute_dtype).chunk_bytes
-                layer.latest = LayerPlan.of(layer.owners, placement, chunk_bytes, self._topology)
+                layer.latest = self._layer_plan(layer.shard, layer.owners, placement)
             layer.plan = layer.latest
         layer.slots, layer.late, layer.stage = None, [], Stage.SHARDED
 
     def _make_room(self) -> None:
         """Give every layer's copies on this rank their slots; shared buffers fit the largest."""
+        weights = self._one_layer if self._rematerialize else self._all_layers
         grads = self._one_grad if self._reduces_each else self._all_grads
         needs = []
         for index, layer in enumerate(self.layers):
@@ -292,13 +262,13 @@ class Materializer:
             if copies:
                 numel = layer.shard.layer.layout.numel
                 needs.append((index, layer, copies, numel))
-                self._weights.reserve(index, len(copies) * numel, layer.shard.compute_dtype)
+                weights.reserve(index, len(copies) * numel, layer.shard.compute_dtype)
                 grads.reserve(index, len(copies) * numel, layer.shard.parameter.dtype)
         for index, layer, copies, numel in needs:
             layer.slots = ReplicaSlots(
                 layer.shard.layer,
                 copies,
-                self._weights.rows(index, len(copies), numel),
+                weights.rows(index, len(copies), numel),
                 grads.rows(index, len(copies), numel),
             )
 
@@ -313,23 +283,19 @@ class Materializer:
             for other in self.layers:
                 self._finish_gather(other)
                 other.stage = Stage.SHARDED
-        self._gather(layer, layer.change(layer.shard.compute_dtype), layer.plan.gather)
+        self._gather(layer, layer.plan.gather)
 
-    def _schedule(self, change: Change) -> Schedule:
-        hierarchical = len(self._topology.nodes) > 1
-        return gather_schedule([change], self._topology, hierarchical=hierarchical)
-
-    def _gather(self, layer: LayerReplicas, change: Change, schedule: Schedule) -> None:
+    def _gather(self, layer: LayerReplicas, carrier: Carrier) -> None:
         layer.gathering = sparse_all_gather(
             [layer.weight_rows()],
-            [change],
-            schedule=schedule,
-            transport=self._gathers.transport,
+            [carrier.change],
+            schedule=carrier.schedule,
+            transport=carrier.transport,
             group=self._gathers.group,
             rank=self._rank,
         )
         layer.stage = Stage.GATHERING
-        self.copies += schedule.num_transfers
+        self.copies += carrier.schedule.num_transfers
 
     def _finish_gather(self, layer: LayerReplicas) -> None:
         if layer.gathering is not None:
@@ -345,6 +311,27 @@ class Materializer:
                 layer.reducing.wait()
             layer.reducing = None
 
+    def _layer_plan(
+        self,
+        shard: ExpertShard,
+        owners: Placement,
+        placement: Placement,
+        *,
+        earlier: LayerPlan | None = None,
+    ) -> LayerPlan:
+        numel = shard.layer.layout.numel
+        return self._planner.plan(
+            owners,
+            placement,
+            gather_bytes=numel * shard.compute_dtype.itemsize,
+            reduce_bytes=numel * shard.parameter.dtype.itemsize,
+            earlier=earlier,
+        )
+
+    def _resting(self, shard: ExpertShard, owners: Placement) -> LayerReplicas:
+        plan = self._layer_plan(shard, owners, owners)
+        return LayerReplicas(shard, owners, plan, plan, plan)
+
 
 def _beyond(owners: Placement, before: Placement, after: Placement) -> Placement:
     """The owners, and of ``after`` only the holders that ``before`` lacks."""
@@ -355,8 +342,3 @@ def _beyond(owners: Placement, before: Placement, after: Placement) -> Placement
         ),
         owners.world_size,
     )
-
-
-def _resting(shard: ExpertShard, owners: Placement, topology: Topology) -> LayerReplicas:
-    plan = LayerPlan.of(owners, owners, 0, topology)
-    return LayerReplicas(shard, owners, plan, plan, plan)

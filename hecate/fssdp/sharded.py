@@ -10,10 +10,12 @@ experts.end_step(optimizer)           # owners may change; the next step sees th
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,17 +24,23 @@ from torch import nn
 
 from collectives.placement import Placement
 from hecate.errors import UsageError
+from hecate.fssdp.between import seconds_between
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.norm import clip_gradients, grad_square_sum
+from hecate.fssdp.remembered import machine_digest, remembered
 from hecate.fssdp.reshard import OwnedTables, move_owners, rows_in_state
+from hecate.fssdp.room import Rematerialize, Room
 from hecate.fssdp.routing import RouterConfig, RoutingLog
 from hecate.fssdp.shards import ExpertShard
+from hecate.fssdp.spare_memory import spare_bytes
 from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.models.families import MoELayer
 from hecate.models.routers import Router
 from hecate.planner.load import LoadWindow
-from hecate.planner.policies.protocol import Policy
+from hecate.planner.policies.protocol import Policy, Reckoning
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,6 +55,7 @@ class ShardedExperts:
 
     ctx: ParallelContext
     layers: tuple[MoELayer, ...]
+    modules: tuple[nn.Module, ...]
     owners: tuple[Placement, ...]
     shards: tuple[ExpertShard, ...]
     routers: tuple[Router, ...]
@@ -57,8 +66,14 @@ class ShardedExperts:
     loads: LoadWindow
     materializer: Materializer
     lifecycle: StepLifecycle
+    rematerialize: Rematerialize
+    copies_bytes: int
+    costs_folder: Path
     step_number: int = 0
+    _steps_begun: int = 0
+    _room: Room | None = None
     _auxiliary_asked: bool = False
+    _said_short: bool = False
 
     def parameters(self) -> list[nn.Parameter]:
         """The master weights of every layer, ``[e, C]``, also where this rank owns none of it."""
@@ -82,8 +97,72 @@ class ShardedExperts:
         self.log.begin_step()
         for shard in self.shards:
             shard.begin_step()
+        accumulates = num_micro_batches > 1
+        room = self._known_room(accumulates=accumulates)
         planned = self.policy.plan(step, self.loads, self.owners)
-        self.materializer.begin_step(planned, num_micro_batches)
+        fitted = room.fit(planned, self.owners, self.loads.predict(), accumulates=accumulates)
+        if fitted.dropped and not self._said_short:
+            self._said_short = True
+            self._say_short(fitted.dropped, step)
+        self.materializer.begin_step(
+            fitted.placements, num_micro_batches, rematerialize=fitted.rematerialize
+        )
+
+    def _known_room(self, *, accumulates: bool) -> Room:
+        """What copies may take: read twice, since the first step makes the optimizer's state."""
+        if self._room is None or self._steps_begun == 1:
+            self._room = Room(
+                self.copies_bytes or spare_bytes(self.ctx),
+                tuple(s.layer.layout.numel * s.compute_dtype.itemsize for s in self.shards),
+                tuple(s.layer.layout.numel * s.parameter.dtype.itemsize for s in self.shards),
+                self.rematerialize,
+            )
+            most = self._room.slots_per_rank(accumulates=accumulates)
+            gathers = 2 if self.rematerialize is True else 1
+            self.policy.adjust_costs(
+                lambda costs: replace(
+                    costs, slots_per_rank=min(most, costs.slots_per_rank), gathers=gathers
+                )
+            )
+        self._steps_begun += 1
+        return self._room
+
+    def _say_short(self, dropped: int, step: int) -> None:
+        if self.ctx.rank == 0:
+            assert self._room is not None
+            _LOG.warning(
+                "step %d: no memory for %d copies of experts, which are left out from now on where "
+                "they do not fit; %.0f MiB of a rank are for copies (experts.copies_mib)",
+                step,
+                dropped,
+                self._room.budget_bytes / 2**20,
+            )
+
+    def learn_hidden(self, forward: Callable[[], object], *, subject: object) -> None:
+        """Measure what a layer's transfers run beside, by forward passes of the usual size.
+
+        ``forward`` runs the model once, outside a step, under ``torch.no_grad()``; ``subject`` says
+        which model and batch that was, since the seconds are remembered for the next run.
+        Collective over all ranks. Without it, or ``experts.costs.hidden_s``, nothing is taken to
+        hide.
+        """
+        if self.ctx.world_size == 1 or not isinstance(self.policy, Reckoning):
+            return
+        if self.policy.costs.hidden_gather_s:
+            return
+        digest = machine_digest(self.ctx, "between", subject)
+        (between_s,) = remembered(
+            self.costs_folder / f"{digest}.json",
+            ("between_s",),
+            lambda: [seconds_between(self.modules, forward, self.ctx.device)],
+            dist.ReduceOp.MIN,
+            self.ctx,
+        )
+        # attention takes about twice as long backward, where the second gather goes as well
+        back_s = between_s if self.rematerialize is True else 2 * between_s
+        self.policy.adjust_costs(
+            lambda costs: replace(costs, hidden_gather_s=between_s, hidden_reduce_s=back_s)
+        )
 
     def auxiliary_loss(self) -> torch.Tensor:
         """The balance and z losses of the micro-batch just run, to be added to its loss.

@@ -111,6 +111,7 @@ def build_trainer(
     optimizer = build_optimizer(config.optimizer, model.named_parameters(), _embeddings(model))
     dense = dict(named_dense(model))
     _choose_loss(root, ctx)
+    _learn_hidden(experts, root, config)
     step = TrainingStep(
         root,
         experts,
@@ -176,6 +177,24 @@ def _choose_loss(root: CausalLoss, ctx: ParallelContext) -> None:
             losses.append(root(ids_BS, ids_BS.roll(-1, 1), positions_BS, (8,)))
     reshard(root)
     root.fused = bool(torch.isclose(losses[0], losses[1], rtol=1e-2))
+
+
+def _learn_hidden(experts: ShardedExperts, root: CausalLoss, config: RunConfig) -> None:
+    """Let the planner know how long attention takes, on a micro-batch of the usual size."""
+    ctx, sequence = experts.ctx, config.data.sequence_tokens
+    rows = config.train.batch_sequences // config.train.accumulation // ctx.world_size
+    ids_BS = torch.zeros(max(1, rows), sequence, dtype=torch.int64, device=ctx.device)
+    positions_BS = torch.arange(sequence, device=ctx.device).expand_as(ids_BS).contiguous()
+
+    def forward() -> None:
+        with torch.no_grad():
+            root(ids_BS, ids_BS, positions_BS, (sequence,) * len(ids_BS))
+
+    root.eval()  # dropout, where there is any, must not draw numbers that training would draw
+    subject = (root.model.config.to_json_string(), ids_BS.shape, config.train.dtype)
+    experts.learn_hidden(forward, subject=subject)
+    reshard(root)
+    root.train()
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -42,12 +42,34 @@ def sharded(ctx: ParallelContext, policy: Scripted) -> ShardedExperts:
     return shard_experts(meta_model(toy_config("qwen3_moe", **WIDE)), ctx, policy)
 
 
-def gather_on_rank(ctx: ParallelContext) -> str:
-    """The victim dies before it sends its experts."""
+def planning_on_rank(ctx: ParallelContext) -> str:
+    """The victim dies before it says what it planned."""
     experts = sharded(ctx, Deadly([EVERYWHERE] * 2, kills=ctx.rank == VICTIM))
     try:
         experts.begin_step(0, 1)
-        experts.materializer.experts(0)
+    except CollectiveFailure as failure:
+        return str(failure)
+    return "nothing went wrong"
+
+
+def test_who_compares_plans_with_a_dead_rank_says_so():
+    heard = run_mortals(planning_on_rank, WORLD, timeout_s=40)
+    assert sorted(heard) == [0, 2, 3]
+    for rank, text in heard.items():
+        assert f"rank {rank}: the comparison of plans failed" in text
+
+
+def gather_on_rank(ctx: ParallelContext) -> str:
+    """The victim dies before it sends its experts of the second layer."""
+    experts = sharded(ctx, Scripted([EVERYWHERE] * 2))
+    materializer = experts.materializer
+    try:
+        experts.begin_step(0, 1)
+        materializer.experts(0)
+        if ctx.rank == VICTIM:
+            os.kill(os.getpid(), signal.SIGKILL)
+        materializer.after_forward(0)
+        materializer.experts(1)
     except CollectiveFailure as failure:
         return str(failure)
     return "nothing went wrong"
@@ -58,7 +80,7 @@ def test_who_waits_for_copies_of_a_dead_rank_says_of_which_layer(ranks_per_node)
     heard = run_mortals(gather_on_rank, WORLD, timeout_s=40, ranks_per_node=ranks_per_node)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
-        assert f"rank {rank}: the gather of model.layers.0.mlp.experts failed" in text
+        assert f"rank {rank}: the gather of model.layers.1.mlp.experts failed" in text
         assert "most likely because another rank died or hung" in text
         assert "--resume auto" in text
 

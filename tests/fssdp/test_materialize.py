@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
 from scripted import Scripted
 from toy_models import toy_config, toy_model
 
+from hecate.errors import CollectiveFailure
 from hecate.fssdp import ExpertsConfig, shard_experts
 from hecate.mesh import ParallelContext
 from hecate.models.build import meta_model
@@ -169,3 +171,51 @@ def test_one_layer_of_weights_and_one_of_gradients_with_rematerialization():
         script = "everything everywhere"
         outcomes = run_ranks(two_layers, 2, script, "even", rematerialize, 1, 1)
         assert [o["slot_bytes"] for o in outcomes] == [buffers * half_bytes] * 2
+
+
+def short_of_memory(ctx: ParallelContext, rematerialize: Any, mib: float) -> dict[str, Any]:
+    """Two steps under a policy that wants everything everywhere."""
+    model = meta_model(toy_config(FAMILY))
+    experts = shard_experts(
+        model,
+        ctx,
+        Scripted(SCRIPTS["everything everywhere"]),
+        config=ExpertsConfig(rematerialize=rematerialize, copies_mib=mib),
+        average_gradients=False,
+    )
+    experts.loads.push(np.ones_like(experts.log.counts_YE.numpy()))
+    experts.begin_step(0, 1)
+    held = [[len(held) for held in layer.plan.held] for layer in experts.materializer.layers]
+    return {"held": held, "slot_bytes": experts.materializer.slot_bytes}
+
+
+@pytest.mark.parametrize("rematerialize", [False, True, "auto"])
+def test_copies_that_memory_does_not_hold_are_left_out(rematerialize, caplog):
+    numel = find_moe_layers(meta_model(toy_config(FAMILY)))[0].layout.numel
+    one_mib = numel * 4 / 2**20  # weights and gradients are fp32
+    experts = find_moe_layers(meta_model(toy_config(FAMILY)))[0].num_experts
+    wanted = experts // 2
+    # as much as re-materialization needs: gradients and weights of one layer
+    outcomes = run_ranks(short_of_memory, 2, rematerialize, 2 * wanted * one_mib)
+    for outcome in outcomes:
+        assert outcome["slot_bytes"] <= 2 * wanted * numel * 4
+        full = [[experts, experts]] * 2
+        assert (outcome["held"] == full) == (rematerialize is not False)
+
+
+def other_plans(ctx: ParallelContext) -> str:
+    """Rank 2 copies another expert of the second layer than the others do."""
+    script: list[dict[int, tuple[int, ...]]] = [{0: (0, 1, 2)}, {ctx.rank // 2: (0, 1, 2)}]
+    experts = shard_experts(
+        meta_model(toy_config(FAMILY)), ctx, Scripted(script), average_gradients=False
+    )
+    try:
+        experts.begin_step(0, 1)
+    except CollectiveFailure as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_plan_differently_hear_of_it_before_anything_moves():
+    for message in run_ranks(other_plans, 3):
+        assert "another plan than most: layer 1 on rank 2" in message

@@ -1,0 +1,93 @@
+"""Who holds what of one layer in a step, and what carries it there and home."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from collectives.placement import Placement
+from collectives.schedule import Change, Schedule, gather_schedule, reduce_schedule
+from collectives.topology import Topology
+from collectives.transports.protocol import Transport
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A process group for one kind of collective; ``pick`` says by which transport a change goes.
+
+    All ranks pick alike.
+    """
+
+    group: dist.ProcessGroup
+    pick: Callable[[Sequence[Change]], Transport]
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A change, its transfers in order, and the transport that they were ordered for."""
+
+    change: Change
+    schedule: Schedule
+    transport: Transport
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer in a step.
+
+    ``held[r]``: the experts of rank r in the order of its rows, its own first. ``gather`` and
+    ``reduce`` are ``None`` where nobody holds a copy. ``digest`` tells it from other plans.
+    """
+
+    placement: Placement
+    held: tuple[tuple[int, ...], ...]
+    gather: Carrier | None
+    reduce: Carrier | None
+    digest: int
+
+
+class LayerPlanner:
+    """Makes plans of layers for the two channels between the ranks of ``topology``."""
+
+    def __init__(self, topology: Topology, gathers: Channel, reductions: Channel) -> None:
+        self._topology, self._gathers, self._reductions = topology, gathers, reductions
+
+    def plan(
+        self,
+        owners: Placement,
+        placement: Placement,
+        *,
+        gather_bytes: int,
+        reduce_bytes: int,
+        earlier: LayerPlan | None = None,
+    ) -> LayerPlan:
+        """``owners`` and their copies in ``placement``.
+
+        ``gather_bytes``, ``reduce_bytes``: of one expert's weights and of its gradient.
+        ``earlier``: a plan that this one adds copies to, which come after those it has.
+        """
+        held = []
+        for rank in range(placement.world_size):
+            there = earlier.held[rank] if earlier is not None else owners.chunks_on(rank)
+            known = set(there)
+            held.append(there + tuple(e for e in placement.chunks_on(rank) if e not in known))
+        rest = Change(owners, placement, gather_bytes)
+        if placement.holders == owners.holders:
+            return LayerPlan(placement, tuple(held), None, None, rest.digest())
+        reduction = Change(owners, placement, reduce_bytes)
+        transport = self._reductions.pick([reduction])
+        home = reduce_schedule([reduction], self._topology, hierarchical=transport.hierarchical)
+        return LayerPlan(
+            placement,
+            tuple(held),
+            self.gather_of(rest),
+            Carrier(reduction, home, transport),
+            rest.digest(),
+        )
+
+    def gather_of(self, change: Change) -> Carrier:
+        transport = self._gathers.pick([change])
+        schedule = gather_schedule([change], self._topology, hierarchical=transport.hierarchical)
+        return Carrier(change, schedule, transport)
