@@ -17,7 +17,8 @@ class Handle:
     """A collective under way; its rows are the caller's again when ``wait()`` returns.
 
     On CUDA ``wait()`` makes the current stream wait, not the host. On gloo it blocks, and raises
-    ``CollectiveTimeout`` or ``PeerLost`` where a rank hung or died. A second call repeats the
+    ``CollectiveTimeout`` or ``PeerLost`` where a rank hung or died; of one that died in the middle
+    of a message gloo tells only when the group's timeout is over. A second call repeats the
     outcome of the first without touching the works again (a gloo receive that is over and waited
     for again never returns).
     """

@@ -27,7 +27,9 @@ from hecate.errors import CollectiveFailure, MeshError
 class MeshConfig(Config):
     """Where a rank computes and how long it waits for the others.
 
-    ``ranks_per_node``: how many consecutive ranks share a node; 0 asks every rank for the name of
+    ``timeout_s``: of each collective. torchrun ends the ranks that are left when one dies; without
+    it, they may hear of it only then, since gloo does not tell of a death in the middle of a
+    message. ``ranks_per_node``: how many consecutive ranks share a node; 0 asks every rank for the name of
     its host.
     """
 

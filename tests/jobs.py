@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,26 @@ def _own_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
 
 
-def start(*words: str | Path, cwd: Path, ranks: int = 0, **environment: str) -> subprocess.Popen:
-    """``hecate *words`` as a process of its own, under torchrun where ``ranks`` is given."""
+def start(
+    *words: str | Path,
+    cwd: Path,
+    ranks: int = 0,
+    within: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen:
+    """``hecate *words`` as a process of its own, under torchrun where ``ranks`` is given.
+
+    ``within``: a command that becomes the one after it, such as ``nsenter``.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *(launcher if ranks else []), "-m", "hecate", *map(str, words)]
+    command = [
+        *within,
+        sys.executable,
+        *(launcher if ranks else []),
+        "-m",
+        "hecate",
+        *map(str, words),
+    ]
     return subprocess.Popen(
         command,
         cwd=cwd,
