@@ -29,8 +29,8 @@ class MeshConfig(Config):
 
     ``timeout_s``: of each collective. torchrun ends the ranks that are left when one dies; without
     it, they may hear of it only then, since gloo does not tell of a death in the middle of a
-    message. ``ranks_per_node``: how many consecutive ranks share a node; 0 asks every rank for the name of
-    its host.
+    message. ``ranks_per_node``: how many consecutive ranks share a node; 0 asks every rank for the
+    name of its host.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
