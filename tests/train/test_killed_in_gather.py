@@ -19,7 +19,7 @@ CONFIG = {
     **TOY,
     "model": {**TOY["model"], "sizes": SIZES},
     # with given costs nothing is measured, so that the first large messages are those of the gather
-    "experts": {"policy": "fsdp", "costs": {"slot_s": 1e-6, "copy_s": 1e-6}},
+    "experts": {"policy": "fsdp", "transport": "p2p", "costs": {"slot_s": 1e-6, "copy_s": 1e-6}},
 }
 IN_THE_GATHER_BYTES = 1 << 20
 # Of a rank that dies in the middle of a message gloo tells only when the group's timeout is over.
