@@ -19,8 +19,9 @@ FOUNDATION = frozenset(
 )
 ARROWS: dict[str, frozenset[str]] = {
     "hecate": frozenset({"hecate.cli"}),
-    "hecate.cli": frozenset({"hecate.train", "hecate.bench", "hecate.doctor"}),
-    "hecate.bench": frozenset({"hecate.train", "hecate.doctor"}),
+    "hecate.cli": frozenset({"hecate.train", "hecate.bench", "hecate.doctor", "hecate.simulate"}),
+    "hecate.bench": frozenset({"hecate.train", "hecate.doctor", "hecate.simulate"}),
+    "hecate.simulate": frozenset({"hecate.planner"}),
     "hecate.train": frozenset({"hecate.fssdp", "hecate.checkpoint", "hecate.data"}),
     "hecate.fssdp": frozenset({"hecate.models", "hecate.planner"}),
     "hecate.planner": FOUNDATION,
@@ -51,6 +52,8 @@ PURE = frozenset(
         "hecate.planner.load",
         "hecate.planner.quotas",
         "hecate.planner.sharding",
+        "hecate.simulate",
+        "hecate.simulate.timeline",
     }
 )
 IMPURE = frozenset(

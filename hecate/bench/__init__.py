@@ -18,6 +18,8 @@
 | namespaces.py | executes | two network namespaces and the link between them |
 | node_ranks.py | executes | a rank in one of them, its collectives and steps |
 | planner.py | executes | the planner's rules, on loads made up -> a report |
+| paper.py | decides | the paper's figures beside simulated ones -> a report |
+| simulated.py | decides | simulated outcomes -> a report |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
 | routing_traces.py | decides | loads to replay -> routings that have them |
@@ -33,6 +35,7 @@ from collections.abc import Callable
 from hecate.bench.fssdp import bench_fssdp
 from hecate.bench.machine import machine_facts, source_commit
 from hecate.bench.network import bench_network
+from hecate.bench.paper import bench_paper
 from hecate.bench.planner import bench_planner
 from hecate.bench.report import BenchOptions, Report, document, render, write_json
 from hecate.bench.train import bench_train
@@ -42,6 +45,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "fssdp": bench_fssdp,
     "network": bench_network,
     "planner": bench_planner,
+    "paper": bench_paper,
 }
 
 __all__ = [

@@ -1,0 +1,369 @@
+"""Simulate a workload on a cluster: policies over drifting loads, then steps on the engine. Pure.
+
+Only a few layers have loads of their own, which the others repeat, and only a few steps are timed;
+policies see every step's loads. Devices beyond one group of expert ranks are copies of that group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from collectives.placement import Placement
+from collectives.topology import Topology
+from hecate.planner.costs import StepCosts
+from hecate.planner.load import Counts, LoadWindow
+from hecate.planner.policies import Policy
+from hecate.simulate.cluster import ClusterConfig
+from hecate.simulate.costs import Costs, data_sheet_costs
+from hecate.simulate.loads import DriftingLoads, even_counts
+from hecate.simulate.memory import Memory, activation_bytes, memory_of, slots_in_memory
+from hecate.simulate.network import Network, all_reduce
+from hecate.simulate.step import LayerWork, StepPlan, StepTime, run_step
+from hecate.simulate.strategies import CEILING, Strategy, build_policy
+from hecate.simulate.timeline import Work
+from hecate.simulate.workload import WorkloadConfig
+
+REPLICATION_LEAD = 6  # steps before a timed one in which lasting replicas may settle
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """``steps`` in all, of which those in ``timed`` go to the engine; ``layers`` with own loads."""
+
+    steps: int = 200
+    timed: tuple[int, ...] = (100, 117, 133, 154, 171, 198)
+    layers: int = 12
+    seed: int = 0
+
+
+QUICK = Sampling(steps=60, timed=(33, 47, 58), layers=4)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Loads of one workload on one group: every step's ``[Y, E]``, timed steps' ``[W, E]``."""
+
+    totals: tuple[Counts, ...]
+    timed: dict[int, tuple[Counts, ...]]
+
+
+@dataclass(frozen=True)
+class GroupSteps:
+    """What a strategy makes of a trace: the layers of each timed step.
+
+    ``between_s``: seconds of re-sharding, spread over all steps. ``copies_YW``: of the timed step
+    with most. ``imbalance``: busiest rank over mean, of slots that ranks compute; mean of layers.
+    ``hot``: experts that attention hides, ``kept``: copies of a layer that a rank has memory for.
+    """
+
+    steps: tuple[tuple[LayerWork, ...], ...]
+    between_s: float
+    copies_YW: npt.NDArray[np.int64]
+    imbalance: float
+    hot: int
+    kept: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One simulated row. ``charged_s``: mean over timed steps and ranks, by what it was spent on.
+
+    ``tokens_per_s``: of all devices. ``last``: the last timed step.
+    """
+
+    devices: int
+    strategy: Strategy
+    step_s: float
+    charged_s: dict[str, float]
+    tokens_per_s: float
+    copies: float
+    group: GroupSteps
+    last: StepTime
+
+
+def make_trace(workload: WorkloadConfig, devices: int, sampling: Sampling) -> Trace:
+    """The same loads for every strategy."""
+    world_size = workload.group_size(devices)
+    num_layers = min(workload.layers, sampling.layers)
+    loads = DriftingLoads(
+        workload.loads,
+        num_layers,
+        workload.num_experts(devices),
+        workload.top_k,
+        seed=sampling.seed,
+    )
+    totals, timed = [], {}
+    for step in range(sampling.steps):
+        shares_YE = loads.step()
+        counts = tuple(loads.counts(shares_E, workload.slots, world_size) for shares_E in shares_YE)
+        totals.append(np.stack([counts_WE.sum(0) for counts_WE in counts]))
+        if step in sampling.timed:
+            timed[step] = counts
+    return Trace(tuple(totals), timed)
+
+
+def group_network(cluster: ClusterConfig, world_size: int) -> Network:
+    return Network(cluster.topology(world_size), cards_per_node=cluster.cards_per_node)
+
+
+def plan_group(
+    cluster: ClusterConfig,
+    workload: WorkloadConfig,
+    devices: int,
+    strategy: Strategy,
+    trace: Trace,
+) -> GroupSteps:
+    """Let the strategy's policy plan, re-shard and route over the whole trace."""
+    return _Group(cluster, workload, devices, strategy).play(trace)
+
+
+class _Group:
+    """One group of expert ranks under one strategy."""
+
+    def __init__(
+        self, cluster: ClusterConfig, workload: WorkloadConfig, devices: int, strategy: Strategy
+    ) -> None:
+        self._workload, self._strategy, self._devices = workload, strategy, devices
+        self._world_size = workload.group_size(devices)
+        self._num_experts = workload.num_experts(devices)
+        self._costs = data_sheet_costs(cluster, workload)
+        self._network = group_network(cluster, self._world_size)
+        self._stored_scores = not cluster.device.fused_attention
+        self._kept = self._slots(cluster.device.memory_bytes)
+        step_costs, topology = self._step_costs(), self._network.topology
+        self._hot = min(step_costs.overlap_experts(topology), self._num_experts)
+        self._policy = build_policy(strategy, step_costs, topology)
+        self._owners = even_owners(self._num_experts, self._world_size, workload.layers)
+
+    def _owned(self) -> float:
+        return self._num_experts * self._workload.layers / self._world_size
+
+    def _activations(self, busiest_over_mean: float) -> float:
+        return activation_bytes(
+            self._workload,
+            busiest_over_mean=busiest_over_mean,
+            stored_scores=self._stored_scores,
+        )
+
+    def _slots(self, device_bytes: float) -> int:
+        used = memory_of(
+            self._workload,
+            owned_experts=self._owned(),
+            copies_Y=(),
+            rematerialize=False,
+            activation_bytes=self._activations(1.0),
+        )
+        remat = self._strategy.rematerialize
+        free = device_bytes - used.total_bytes
+        return slots_in_memory(max(0.0, free), self._workload, rematerialize=remat)
+
+    def _step_costs(self) -> StepCosts:
+        """What the policy reckons with: what a run on this cluster would measure."""
+        costs = self._costs
+        return StepCosts(
+            slot_s=costs.slot_forward_s + costs.slot_backward_s,
+            gather_bytes=costs.gather_bytes,
+            reduce_bytes=costs.reduce_bytes,
+            launch_s=self._network.launch_s,
+            hidden_gather_s=costs.layer_forward_s,
+            hidden_reduce_s=costs.layer_backward_s,
+            gathers=2 if self._strategy.rematerialize else 1,
+            slots_per_rank=self._kept,
+        )
+
+    def play(self, trace: Trace) -> GroupSteps:
+        num_layers = len(trace.totals[0])
+        owners = self._owners[:num_layers]
+        window = LoadWindow(num_layers, self._num_experts)
+        steps, copies, uneven, moving_s = [], [], [], 0.0
+        settles = {s - lead for s in trace.timed for lead in range(REPLICATION_LEAD)}
+        for step, counts_YE in enumerate(trace.totals):
+            planned = owners
+            if step in trace.timed or (self._policy.name == "replication" and step in settles):
+                planned = self._policy.plan(step, window, owners)
+            if step in trace.timed:
+                layers, copies_YW, each = self._timed(trace.timed[step], owners, planned)
+                steps.append(layers)
+                copies.append(copies_YW)
+                uneven.append(each)
+            window.push(counts_YE)
+            new = self._policy.new_owners(step, window, owners)
+            if new is not owners:
+                moving_s += self._moves_s(owners, new)
+                owners = new
+        most = max(copies, key=lambda copies_YW: int(copies_YW.sum()))
+        return GroupSteps(
+            steps=tuple(steps),
+            between_s=moving_s / len(trace.totals) * self._workload.layers / num_layers,
+            copies_YW=most,
+            imbalance=float(np.mean(uneven)),
+            hot=self._hot,
+            kept=self._kept,
+            memory=self._memory(most, float(np.max(uneven))),
+        )
+
+    def _timed(
+        self,
+        counts: Sequence[Counts],
+        owners: Sequence[Placement],
+        planned: Sequence[Placement],
+    ) -> tuple[tuple[LayerWork, ...], npt.NDArray[np.int64], float]:
+        layers, copies, uneven = [], [], []
+        for index, (counts_WE, own, plan) in enumerate(zip(counts, owners, planned, strict=True)):
+            if self._strategy.policy == CEILING:
+                slots = int(counts_WE[0].sum())
+                counts_WE = even_counts(slots, self._num_experts, self._world_size)
+            placement = self._policy.after_gate(index, counts_WE, plan)
+            layers.append(
+                layer_work(
+                    self._policy, self._network, self._costs, counts_WE, own, plan, placement
+                )
+            )
+            ranks = range(self._world_size)
+            copies.append([len(placement.chunks_on(r)) - len(own.chunks_on(r)) for r in ranks])
+            slots_W = layers[-1].slots_W
+            uneven.append(float(slots_W.max() / slots_W.mean()))
+        return tuple(layers), np.array(copies), float(np.mean(uneven))
+
+    def _moves_s(self, old: Sequence[Placement], new: Sequence[Placement]) -> float:
+        """Seconds of moving experts that change owners, all layers in one exchange."""
+        moved_WW = np.zeros((self._world_size, self._world_size), dtype=np.int64)
+        for before, after in zip(old, new, strict=True):
+            np.add.at(moved_WW, (before.owners, after.owners), 1)
+        expert_bytes = self._workload.expert_parameters * self._workload.state_bytes
+        return self._network.exchange(moved_WW, expert_bytes).alone_s
+
+    def _memory(self, copies_YW: npt.NDArray[np.int64], busiest_over_mean: float) -> Memory:
+        layers = self._workload.layers
+        repeats = math.ceil(layers / len(copies_YW))
+        fullest = int(copies_YW.sum(0).argmax())
+        copies_Y = np.tile(copies_YW[:, fullest], repeats)[:layers]
+        return memory_of(
+            self._workload,
+            owned_experts=self._owned(),
+            copies_Y=copies_Y.tolist(),
+            rematerialize=self._strategy.rematerialize,
+            activation_bytes=self._activations(busiest_over_mean),
+        )
+
+
+def layer_work(
+    policy: Policy,
+    network: Network,
+    costs: Costs,
+    counts_WE: Counts,
+    owners: Placement,
+    planned: Placement,
+    placement: Placement,
+) -> LayerWork:
+    """What one layer asks of ranks and links.
+
+    ``planned``: the holders before the gate decided, ``placement``: those after.
+    """
+    quotas_WEW = policy.route(counts_WE, placement)
+    late = None
+    if placement is not planned and placement.holders != planned.holders:
+        holders = (
+            tuple(sorted({*own, *(set(now) - set(then))}))
+            for own, then, now in zip(
+                owners.holders, planned.holders, placement.holders, strict=True
+            )
+        )
+        added = Placement(tuple(holders), owners.world_size)
+        late = network.copies(owners, added, costs.gather_bytes)
+    return LayerWork(
+        slots_W=quotas_WEW.sum((0, 1)),
+        busy_W=(quotas_WEW.sum(0) > 0).sum(0),
+        exchange=network.exchange(quotas_WEW.sum(1), costs.row_bytes),
+        gather=network.copies(owners, planned, costs.gather_bytes),
+        reduce=network.copies(owners, placement, costs.reduce_bytes),
+        late=late,
+    )
+
+
+def even_owners(num_experts: int, world_size: int, num_layers: int) -> tuple[Placement, ...]:
+    """Homogeneous sharding, the odd experts on every rank in turn."""
+    odd = num_experts % world_size
+    return tuple(
+        Placement.even(num_experts, world_size, rotation=layer * odd % world_size)
+        for layer in range(num_layers)
+    )
+
+
+def time_steps(
+    cluster: ClusterConfig,
+    workload: WorkloadConfig,
+    devices: int,
+    strategy: Strategy,
+    group: GroupSteps,
+) -> Outcome:
+    """The engine's verdict on a planned group when ``devices`` devices train together."""
+    costs = data_sheet_costs(cluster, workload)
+    world_size = workload.group_size(devices)
+    topology = cluster.topology(devices)
+    times = []
+    for few in group.steps:
+        plan = StepPlan(
+            layers=[few[index % len(few)] for index in range(workload.layers)],
+            counts=Work(topology.across.latency_s if world_size > 1 else 0.0),
+            dense=_dense_work(cluster, workload, devices),
+            dense_ends=all_reduce(topology, workload.end_parameters * workload.gradient_bytes),
+            between=Work(group.between_s) if group.between_s else None,
+            owned_experts=workload.num_experts(devices) * workload.layers / world_size,
+            rematerialize=strategy.rematerialize,
+            recompute=workload.recompute,
+        )
+        times.append(run_step(plan, costs, world_size))
+    names = {name for time in times for name in time.charged_s}
+    step_s = float(np.mean([time.step_s for time in times]))
+    return Outcome(
+        devices=devices,
+        strategy=strategy,
+        step_s=step_s,
+        charged_s={
+            name: float(np.mean([time.charged_s.get(name, 0.0) for time in times]))
+            for name in sorted(names)
+        },
+        tokens_per_s=workload.tokens * devices / step_s,
+        copies=float(group.copies_YW.sum(1).mean()),
+        group=group,
+        last=times[-1],
+    )
+
+
+def _dense_work(cluster: ClusterConfig, workload: WorkloadConfig, devices: int) -> Work:
+    """One layer's dense gradients over all devices, its experts' over the copies of the group."""
+    topology = cluster.topology(devices)
+    dense = all_reduce(topology, workload.dense_parameters * workload.gradient_bytes)
+    groups = devices // workload.group_size(devices)
+    if groups == 1:
+        return dense
+    owned = workload.num_experts(devices) / workload.group_size(devices)
+    num_bytes = owned * workload.expert_parameters * workload.gradient_bytes
+    experts = _sum_over_groups(topology, num_bytes, workload.group_size(devices), groups)
+    return Work(
+        dense.launch_s + experts.launch_s,
+        dense.inside_s + experts.inside_s,
+        dense.across_s + experts.across_s,
+    )
+
+
+def _sum_over_groups(topology: Topology, num_bytes: float, size: int, groups: int) -> Work:
+    """Every rank's own experts over ``groups`` copies: inside nodes first, then across them."""
+    width = len(topology.nodes[0])
+    in_node = max(1, min(groups, width // size))
+    num_nodes = max(1, groups // in_node)
+    inside = 2 * num_bytes * (in_node - 1) / in_node
+    # what a node's ranks own between them crosses its link, each expert once
+    across = 2 * num_bytes * min(size, width) * (num_nodes - 1) / num_nodes
+    return Work(
+        topology.across.latency_s,
+        inside / topology.inside.bandwidth_bytes_per_s,
+        across / topology.across.bandwidth_bytes_per_s,
+    )
