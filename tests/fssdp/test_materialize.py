@@ -11,6 +11,7 @@ from ranks import run_ranks
 from scripted import Scripted
 from toy_models import toy_config, toy_model
 
+from collectives import TRANSPORTS
 from hecate.errors import CollectiveFailure
 from hecate.fssdp import ExpertsConfig, shard_experts
 from hecate.mesh import ParallelContext
@@ -59,6 +60,7 @@ def two_layers(
     count: int,
     steps: int,
     late: bool = False,
+    transport: str = "auto",
 ) -> dict[str, Any]:
     """Two experts modules in a row, ``steps`` times; the last step's results."""
     model, source = meta_model(toy_config(FAMILY)), toy_model(FAMILY, dtype=torch.float64)
@@ -67,7 +69,7 @@ def two_layers(
         model,
         ctx,
         Scripted(SCRIPTS[script], rule, LATE[script] if late else ()),
-        config=ExpertsConfig(rematerialize=rematerialize),
+        config=ExpertsConfig(rematerialize=rematerialize, transport=transport),
         compute_dtype=torch.float64,
         average_gradients=False,
     )
@@ -138,6 +140,14 @@ def assert_as_in_one_process(outcomes: list[dict[str, Any]], count: int) -> None
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_replicas_change_nothing_but_who_computes(script, rule):
     outcomes = run_ranks(two_layers, 4, script, rule, False, 1, 2)
+    assert_as_in_one_process(outcomes, 1)
+
+
+@pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+@pytest.mark.parametrize("late", [False, True])
+def test_every_transport_carries_them(transport, late):
+    script = "copies on one rank"
+    outcomes = run_ranks(two_layers, 3, script, "weighted", True, 1, 2, late, transport)
     assert_as_in_one_process(outcomes, 1)
 
 
