@@ -7,6 +7,7 @@ there and otherwise makes one; everything below it takes a group as an argument.
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ class MeshConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = 300.0
     ranks_per_node: int = Field(default=0, ge=0)
+
+
+_DEFAULT = MeshConfig()
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,16 @@ class ParallelContext:
 
 
 @contextmanager
-def open_mesh(config: MeshConfig, rendezvous: Rendezvous) -> Iterator[ParallelContext]:
+def open_mesh(
+    config: MeshConfig = _DEFAULT, rendezvous: Rendezvous | None = None
+) -> Iterator[ParallelContext]:
     """Form the groups of this job, and close them at the end if it was us who formed them.
 
-    Raises ``MeshError`` when the peers do not meet: a port in use, a host that is not there, a
-    CUDA device that is missing.
+    ``rendezvous``: how the ranks meet; without one, as the launcher's environment says. Raises
+    ``MeshError`` when the peers do not meet: a port in use, a host that is not there, a CUDA
+    device that is missing.
     """
+    rendezvous = rendezvous or Rendezvous.from_environment(os.environ)
     device = _device(config, rendezvous)
     timeout = datetime.timedelta(seconds=config.timeout_s)
     adopted = dist.is_initialized()

@@ -11,7 +11,7 @@ import enum
 
 from hecate.errors import UsageError
 
-_LOOP = "with experts.step(n, micro_batches=k): ...; optimizer.step(); experts.end_step(optimizer)"
+_LOOP = "with experts.step(): ...; optimizer.step(); experts.end_step(optimizer)"
 
 
 class Stage(enum.Enum):
@@ -46,6 +46,16 @@ class StepLifecycle:
         self.stage = Stage.RUNNING
         self._announced, self._forward, self._backward = num_micro_batches, 0, 0
 
+    def require_step(self, layer: str) -> None:
+        """A differentiable pass reaches ``layer``."""
+        if self.stage is not Stage.RUNNING:
+            raise UsageError(
+                f"a forward pass reaches {layer} outside a step, with gradients to follow",
+                got=f"model(...) {self.stage.value}",
+                expected=_LOOP,
+                fix="train inside `with experts.step():`, and evaluate under torch.no_grad()",
+            )
+
     def enter_forward(self) -> bool:
         """A differentiable pass reaches the first MoE layer; whether it is the step's last."""
         if self._forward > self._backward:
@@ -72,7 +82,7 @@ class StepLifecycle:
                 f"a backward pass reaches {layer} outside a step",
                 got=f"loss.backward() {self.stage.value}",
                 expected=_LOOP,
-                fix="go forward and backward inside `with experts.step(n):`",
+                fix="call loss.backward() inside `with experts.step():`",
             )
 
     def leave_backward(self) -> None:

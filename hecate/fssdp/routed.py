@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from collectives.token_exchange import exchange_rows, gather_counts
 from hecate.errors import UsageError
 from hecate.fssdp.dispatch import DispatchPlan, count_tokens, plan_dispatch
 from hecate.fssdp.experts import ExpertKernel, ExpertMath, Saved
-from hecate.fssdp.lifecycle import Stage, StepLifecycle
+from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.routing import RoutingLog
 from hecate.fssdp.shards import ExpertShard
@@ -86,9 +87,24 @@ class RoutedExperts:
                 fix="pass use_reentrant=False and context_fn=experts.checkpoint_contexts to "
                 "torch.utils.checkpoint, or in gradient_checkpointing_kwargs",
             )
-        running = self._lifecycle.stage is Stage.RUNNING
-        if self.shard.layer.index == 0 and running and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return
+        self._lifecycle.require_step(self.shard.layer.name)
+        if self.shard.layer.index == 0:
+            self._require_own_gradients()
             self._materializer.begin_micro_batch(last=self._lifecycle.enter_forward())
+
+    def _require_own_gradients(self) -> None:
+        """Refuse a ``DistributedDataParallel`` around more than the model that we were given."""
+        wrapper = DistributedDataParallel._get_active_ddp_module()
+        if wrapper is not None and any(
+            p is self.shard.parameter for p in wrapper._module_parameters
+        ):
+            raise UsageError(
+                "DistributedDataParallel made all ranks' experts alike, and would average them",
+                got=f"{self.shard.layer.name} inside a module that shard_experts did not see whole",
+                fix="pass to shard_experts the very module that DistributedDataParallel wraps",
+            )
 
     def _plan(self, top_k_index_TK: torch.Tensor) -> DispatchPlan:
         replay = self._log.replay

@@ -1,7 +1,7 @@
 """The experts of a model in somebody's training loop: what to call, and when.
 
-with experts.step(number):            # what to copy this step, and the first gathers
-    loss.backward()
+with experts.step():                  # what to copy this step, and the first gathers
+    model(...).loss.backward()
 experts.clip_grad_norm(model.parameters(), 1.0)
 optimizer.step()
 optimizer.zero_grad()
@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class ShardedExperts:
     rematerialize: Rematerialize
     copies_bytes: int
     costs_folder: Path
-    step_number: int = 0
+    step_number: int = -1
     _steps_begun: int = 0
     _room: Room | None = None
     _auxiliary_asked: bool = False
@@ -80,13 +81,14 @@ class ShardedExperts:
         return [shard.parameter for shard in self.shards]
 
     @contextmanager
-    def step(self, number: int, *, micro_batches: int = 1) -> Iterator[None]:
-        """Around the forward and backward passes of step ``number`` (from 0), all alike on ranks.
+    def step(self, number: int | None = None, *, micro_batches: int = 1) -> Iterator[None]:
+        """Around the forward and backward passes of a step, all alike on ranks.
 
+        ``number``: which step it is, from 0; without it, the one after the last.
         ``micro_batches``: how often it goes forward and backward. Afterwards the gradients of
         the experts are whole.
         """
-        self.begin_step(number, micro_batches)
+        self.begin_step(self.step_number + 1 if number is None else number, micro_batches)
         yield
         self.finish_backward()
 
@@ -95,7 +97,8 @@ class ShardedExperts:
         self.lifecycle.begin(num_micro_batches)
         self.step_number, self._auxiliary_asked = step, False
         self.log.begin_step()
-        for shard in self.shards:
+        for module, shard in zip(self.modules, self.shards, strict=True):
+            _require_whole(module, shard)
             shard.begin_step()
         accumulates = num_micro_batches > 1
         room = self._known_room(accumulates=accumulates)
@@ -247,11 +250,15 @@ class ShardedExperts:
         for shard in self.shards:
             shard.refresh()
 
+    @property
     def checkpoint_contexts(
         self,
-    ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """``context_fn`` of ``torch.utils.checkpoint``: experts and routing are replayed."""
-        return self.log.checkpoint_contexts()
+    ) -> partial[tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]:
+        """``context_fn`` of ``torch.utils.checkpoint``: experts and routing are replayed.
+
+        A partial, since torch.compile traces a checkpoint with no bound method for a context_fn.
+        """
+        return partial(RoutingLog.checkpoint_contexts, self.log)
 
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every expert tensor whole, by its name in transformers: ``[E, ...]``, masters, CPU.
@@ -290,3 +297,15 @@ class ShardedExperts:
             assert bias_E is not None
             counts_E = self.log.counts_YE[router.layer.index, : bias_E.numel()].to(bias_E.dtype)
             bias_E += rate * torch.sign(counts_E.mean() - counts_E).view_as(bias_E)
+
+
+def _require_whole(module: nn.Module, shard: ExpertShard) -> None:
+    """The experts module still has the parameter that it was given."""
+    if module._parameters.get("chunks") is not shard.parameter:
+        raise UsageError(
+            f"the experts of {shard.layer.name} were replaced after shard_experts",
+            got=f"a {type(module._parameters.get('chunks')).__name__} in their place",
+            expected="the experts to be left to their owners",
+            fix="call fully_shard(module, mesh=ctx.mesh, "
+            "ignored_params=set(experts.parameters())) for every module",
+        )

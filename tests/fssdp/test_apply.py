@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from toy_models import FAMILIES, toy_config
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from toy_models import FAMILIES, toy_config, toy_model
 
-from hecate.errors import ConfigError
+from hecate.errors import ConfigError, ModelError, UsageError
 from hecate.fssdp import RouterConfig, ShardedExperts, shard_experts
 from hecate.fssdp.apply import even_placements
 from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
@@ -169,3 +171,50 @@ def test_logits_are_watched_only_where_a_loss_needs_them(router, hooks, ctx):
     experts = shard(model, ctx, router)
     for found in experts.routers:
         assert len(found.module._forward_hooks) == hooks
+
+
+def test_a_model_is_sharded_once(ctx):
+    model = meta_model(toy_config("olmoe"))
+    shard(model, ctx)
+    with pytest.raises(UsageError, match="sharded already") as caught:
+        shard(model, ctx)
+    assert "model.layers.0.mlp.experts" in caught.value.got
+    assert "once for each model" in caught.value.fix
+
+
+def test_a_model_without_experts_is_refused(ctx):
+    with pytest.raises(ModelError, match="Linear has no MoE layer that Hecate can shard"):
+        shard(nn.Linear(2, 2), ctx)
+
+
+def test_frozen_experts_are_refused(ctx):
+    model = meta_model(toy_config("olmoe"))
+    model.requires_grad_(False)
+    with pytest.raises(ModelError, match="are frozen"):
+        shard(model, ctx)
+
+
+def test_experts_come_before_ddp(ctx):
+    with pytest.raises(UsageError, match="holds the experts already") as caught:
+        shard(DistributedDataParallel(toy_model("olmoe")), ctx)
+    assert "shard_experts(model, ...) first" in caught.value.fix
+
+
+def test_experts_come_before_fsdp2(ctx):
+    model = toy_model("olmoe")
+    fully_shard(model, mesh=ctx.mesh)
+    with pytest.raises(UsageError, match="FSDP2 holds the experts of model.layers.0") as caught:
+        shard(model, ctx)
+    assert "ignored_params=set(experts.parameters())" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("fsspd", "did you mean fssdp?"), ("replicate", "did you mean replication?")],
+)
+def test_an_unknown_policy_is_told_the_nearest(name, hint, ctx):
+    with pytest.raises(ConfigError, match="no policy has this name") as caught:
+        shard_experts(meta_model(toy_config("olmoe")), ctx, name)
+    assert caught.value.got == name
+    assert hint in caught.value.fix
+    assert "expert_parallel" in caught.value.expected
