@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -146,6 +146,8 @@ def open_mesh(
             control=dist.new_group(backend="gloo", timeout=timeout, group_desc="control"),
             checkpoint=dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"),
         )
+        if device.type == "cuda" and world_size > 1:
+            _connect((groups.tokens, groups.gather, groups.reduce), device)
         yield ParallelContext(
             rank=dist.get_rank(),
             world_size=world_size,
@@ -158,6 +160,16 @@ def open_mesh(
     finally:
         if not adopted and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _connect(groups: Sequence[dist.ProcessGroup], device: torch.device) -> None:
+    """Form the communicators of groups of NCCL, which takes all their ranks.
+
+    NCCL forms one in a group's first operation. Where that was a message between two ranks, they
+    would wait for the others, which have none to send.
+    """
+    for group in groups:
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
 def _nodes(config: MeshConfig, control: dist.ProcessGroup, world_size: int) -> tuple[int, ...]:

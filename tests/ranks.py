@@ -20,6 +20,8 @@ from typing import Any
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests_preload"])
+# What is forked from a process that has asked for GPUs cannot use them.
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class RankError(AssertionError):
@@ -27,14 +29,20 @@ class RankError(AssertionError):
 
 
 def run_ranks(
-    fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0
+    fn: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout_s: float = 120.0,
+    device: str = "cpu",
 ) -> list[Any]:
     """``fn(ctx, *args)`` on ``world_size`` ranks; the results by rank.
 
-    ``fn`` must be a module-level function. A rank that raises, dies or outlives ``timeout_s``
-    ends the others and raises ``RankError`` here.
+    ``fn`` must be a module-level function; tensors that it returns should be on the CPU. A rank
+    that raises, dies or outlives ``timeout_s`` ends the others and raises ``RankError`` here.
+    ``device``: ``cuda`` gives each rank a GPU and groups of NCCL; ``timeout_s`` should then allow
+    for half a minute until all have started.
     """
-    with _ranks(_rank_main, fn, world_size, args) as ends:
+    with _ranks(_rank_main, fn, world_size, (device, *args), spawned=device == "cuda") as ends:
         return _collect(ends, time.monotonic() + timeout_s, timeout_s)
 
 
@@ -61,15 +69,21 @@ def run_mortals(
 
 @contextmanager
 def _ranks(
-    main: Callable[..., None], fn: Callable[..., Any], world_size: int, args: Any
+    main: Callable[..., None],
+    fn: Callable[..., Any],
+    world_size: int,
+    args: Any,
+    *,
+    spawned: bool = False,
 ) -> Iterator[list[Connection]]:
     """A process for each rank, which is gone at the end, and our ends of their pipes."""
+    context = SPAWN if spawned else FORKSERVER
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder, "store"))
         processes, ends = [], []
         for rank in range(world_size):
-            ours, theirs = FORKSERVER.Pipe(duplex=False)
-            process = FORKSERVER.Process(
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
                 target=main, args=(theirs, fn, rank, world_size, store, args), daemon=True
             )
             process.start()
@@ -107,7 +121,7 @@ def _collect(ends: list[Connection], deadline: float, timeout_s: float) -> list[
 def _rank_main(
     end: Connection, fn: Callable[..., Any], rank: int, world_size: int, store: str, args: Any
 ) -> None:
-    message = _outcome(fn, rank, world_size, store, args, {})
+    message = _outcome(fn, rank, world_size, store, args[1:], {"device": args[0]})
     end.send_bytes(pickle.dumps(message))
     end.close()
 

@@ -22,6 +22,7 @@
 | reshard.py | executes | old owners, new owners -> whole rows moved between steps |
 | measure.py | executes | an experts module -> seconds of a slot, of a copy, and their overlap |
 | remembered.py | executes | a measurement -> a file that the next run finds |
+| upload.py | executes | a host's tensor -> the device's, queued |
 | routing.py | executes | counts, balance losses, replay under activation checkpointing |
 """
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hecate.fssdp.upload import upload
 from hecate.planner.load import Counts
 
 
@@ -40,7 +41,12 @@ class DispatchPlan:
 
 def count_tokens(top_k_index_TK: torch.Tensor, num_experts: int) -> torch.Tensor:
     """Slots routed to each expert: ``[T, K]`` integers -> ``[E]`` int64, on the same device."""
-    return torch.bincount(top_k_index_TK.reshape(-1), minlength=num_experts)
+    slots_S = top_k_index_TK.reshape(-1)
+    if slots_S.device.type != "cuda":
+        return torch.bincount(slots_S, minlength=num_experts)
+    # there bincount makes the host wait for the largest expert id
+    counts_E = torch.zeros(num_experts, dtype=torch.int64, device=slots_S.device)
+    return counts_E.scatter_add_(0, slots_S.long(), torch.ones_like(slots_S, dtype=torch.int64))
 
 
 def plan_dispatch(
@@ -58,7 +64,7 @@ def plan_dispatch(
     # int16 sorts in half the time of int64 on a CPU
     slot_order_S = torch.argsort(slots_S.to(torch.int16), stable=True)
     if tuple(held[0]) != tuple(range(quotas_WEW.shape[1])) or len(held) > 1:
-        slot_order_S = slot_order_S[_by_destination(quotas_WEW[rank], held).to(slots_S.device)]
+        slot_order_S = slot_order_S[upload(_by_destination(quotas_WEW[rank], held), slots_S.device)]
     row_of_slot_S = torch.empty_like(slot_order_S)
     row_of_slot_S[slot_order_S] = torch.arange(slots_S.numel(), device=slots_S.device)
 
@@ -66,7 +72,7 @@ def plan_dispatch(
     received_We = quotas_WEW[:, list(held[rank]), rank]
     arrange = None
     if np.count_nonzero(received_We.any(1)) > 1 and len(held[rank]) > 1:
-        arrange = _by_expert(received_We).to(slots_S.device)
+        arrange = upload(_by_expert(received_We), slots_S.device)
     return DispatchPlan(
         slot_order_S=slot_order_S,
         row_of_slot_TK=row_of_slot_S.view(top_k_index_TK.shape),

@@ -113,9 +113,6 @@ class _Bench:
         within = next(((ranks[0], ranks[1]) for ranks in nodes if len(ranks) > 1), None)
         between = (nodes[0][0], nodes[1][0]) if len(nodes) > 1 else None
         compute = self._computation()
-        # NCCL forms a group's communicator in its first collective, in which all ranks take part
-        ctx = self._ctx
-        dist.all_reduce(torch.zeros(1, device=ctx.device), group=ctx.groups.gather)
         compute_s = self._fastest_s(compute)
         taken_s = [self._copy_s(pair) if pair else 0.0 for pair in (within, between)]
         inside_s, across_s = taken_s[0] or taken_s[1], taken_s[1] or taken_s[0]

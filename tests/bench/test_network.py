@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from ranks import FORKSERVER
@@ -13,7 +16,7 @@ from toy_workload import TOY
 
 from collectives import lambda_share
 from hecate.bench import BenchOptions
-from hecate.bench.namespaces import NoNamespaces, two_nodes
+from hecate.bench.namespaces import Node, NoNamespaces, two_nodes
 from hecate.bench.network import (
     CASES,
     MAIN_CASE,
@@ -34,14 +37,23 @@ MOST_OVERHEAD = 1.07
 WORKLOAD = replace(TOY, batch_sequences=8)
 
 
-def namespaces() -> set[str]:
-    """Every network namespace that a process of this machine is in."""
-    found = set()
+def held(nodes: Sequence[Node], stack: ExitStack) -> list[TextIO]:
+    """The namespaces of ``nodes``; open until ``stack`` ends, so that no other is taken for one."""
+    paths = [Path(f"/proc/{node.keeper}/ns/net") for node in nodes]
+    return [stack.enter_context(path.open()) for path in paths]
+
+
+def processes_in(namespaces: Sequence[TextIO]) -> list[str]:
+    """The processes of this machine that are in one of ``namespaces``."""
+    ours = [os.fstat(namespace.fileno()) for namespace in namespaces]
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            found.add(os.readlink(process / "ns" / "net"))
+            own = (process / "ns" / "net").stat()
         except OSError:  # gone meanwhile
             continue
+        if any(os.path.samestat(own, namespace) for namespace in ours):
+            found.append(process.name)
     return found
 
 
@@ -68,11 +80,12 @@ def test_the_counters_show_lambda_s_and_half_of_it_with_a_copy_to_each_node(kind
 @pytest.mark.root
 @pytest.mark.xdist_group("network")
 def test_every_figure_is_there_and_nothing_of_the_nodes_is_left():
-    before = namespaces()
-    with two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes) as crew:
-        assert len(namespaces() - before) == 2
-        rows = [*collective_rows(crew, PACE), *step_rows(crew, PACE, WORKLOAD)]
-    assert not namespaces() - before
+    with ExitStack() as stack:
+        with two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes) as crew:
+            namespaces = held(nodes, stack)
+            assert {str(node.keeper) for node in nodes} < set(processes_in(namespaces))
+            rows = [*collective_rows(crew, PACE), *step_rows(crew, PACE, WORKLOAD)]
+        assert not processes_in(namespaces)
     for row in rows:
         if row.get("schedule_mib"):
             assert 1 < row["across_mib"] / row["schedule_mib"] < MOST_OVERHEAD, row
@@ -88,10 +101,12 @@ def test_every_figure_is_there_and_nothing_of_the_nodes_is_left():
 
 @pytest.mark.root
 def test_an_error_inside_leaves_no_namespace_and_no_rank():
-    before = namespaces()
-    with pytest.raises(ZeroDivisionError), two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes):
-        1 / 0  # noqa: B018
-    assert not namespaces() - before
+    with ExitStack() as stack:
+        with pytest.raises(ZeroDivisionError), two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes):
+            namespaces = held(nodes, stack)
+            assert len(processes_in(namespaces)) > len(nodes)
+            1 / 0  # noqa: B018
+        assert not processes_in(namespaces)
 
 
 @pytest.mark.root

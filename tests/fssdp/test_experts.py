@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
 import torch
+from gpus import gpus, no_host_wait
 from torch import nn
 from toy_models import FAMILIES, toy_model
 from transformers.models.nemotron_h.configuration_nemotron_h import NemotronHConfig
@@ -29,7 +31,10 @@ ROWS = (3, 0, 7, 1, 0, 12, 2, 5)  # of the first experts; what comes after has n
 
 @dataclass
 class Side:
-    """One layer's experts twice: transformers' module, and a shard with the same weights."""
+    """One layer's experts twice: transformers' module, and a shard with the same weights.
+
+    The module is on the CPU; the shard may be on a GPU, and its results come from there.
+    """
 
     module: nn.Module
     shard: ExpertShard
@@ -67,12 +72,27 @@ class Side:
     def ours(
         self, kernel: ExpertKernel, x_RD: torch.Tensor, d_y_RD: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        with torch.no_grad():
-            weights_R = self.weights()
+        x_RD, d_y_RD, weights_R = (t.to(self.device) for t in (x_RD, d_y_RD, self.weights()))
+        waits = no_host_wait() if self.stays_on_device(kernel) else nullcontext()
+        with torch.no_grad(), waits:
             y_RD, saved = kernel.forward(x_RD, weights_R, self.rows, [self.shard], self.math)
-            return y_RD, *kernel.backward(
+            grads = kernel.backward(
                 d_y_RD, x_RD, weights_R, saved, self.rows, [self.shard], self.math
             )
+        return tuple(tensor.cpu() for tensor in (y_RD, *grads))
+
+    @property
+    def device(self) -> torch.device:
+        return self.shard.parameter.device
+
+    def stays_on_device(self, kernel: ExpertKernel) -> bool:
+        """Whether nothing in the kernel may wait for the GPU.
+
+        PyTorch drives grouped_mm from the host in fp32, and before Hopper.
+        """
+        if self.device.type != "cuda" or not isinstance(kernel, GroupedExperts):
+            return self.device.type == "cuda"
+        return self.dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] >= 9
 
     def assert_equal(self, got: torch.Tensor, expected: torch.Tensor, what: str) -> None:
         tolerance = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2}[self.dtype]
@@ -95,27 +115,27 @@ class Side:
     def assert_gradients_equal(self) -> None:
         for name, parameter in self.module.named_parameters():
             assert parameter.grad is not None
-            self.assert_equal(self.shard.grads[name], parameter.grad, name)
+            self.assert_equal(self.shard.grads[name].cpu(), parameter.grad, name)
 
 
-def experts_of(family: str, dtype: torch.dtype, **sizes: object) -> Side:
+def experts_of(family: str, dtype: torch.dtype, device: str = "cpu", **sizes: object) -> Side:
     """bf16: the shard's masters and transformers' module stay fp32, with bf16 values."""
     masters = torch.float32 if dtype == torch.bfloat16 else dtype
     model = toy_model(family, dtype=masters, **sizes)
     model.set_experts_implementation("eager")
     layer = find_moe_layers(model)[0]
     module = model.get_submodule(layer.name)
-    return side_of(module, find_moe_layers(model)[0], masters, dtype)
+    return side_of(module, find_moe_layers(model)[0], masters, dtype, device)
 
 
-def side_of(module, layer, masters: torch.dtype, dtype: torch.dtype) -> Side:
+def side_of(module, layer, masters: torch.dtype, dtype: torch.dtype, device: str = "cpu") -> Side:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.to(dtype))
     shard = ExpertShard(
         layer,
         tuple(range(layer.num_experts)),
-        device=torch.device("cpu"),
+        device=torch.device(device),
         dtype=masters,
         compute_dtype=dtype,
     )
@@ -130,12 +150,23 @@ CASES = [
     *((kernel, family, torch.float32) for kernel in KERNELS for family in FAMILIES),
     *((kernel, family, torch.bfloat16) for kernel in KERNELS for family in ("olmoe", "gpt_oss")),
 ]
+ON_GPU = [
+    *(("looped", family, torch.float64) for family in FAMILIES),
+    *(("grouped", family, torch.float32) for family in FAMILIES),
+    *(("grouped", family, torch.bfloat16) for family in FAMILIES),
+]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}")
+@pytest.fixture(
+    params=[
+        *((*case, "cpu") for case in CASES),
+        *(pytest.param((*case, "cuda"), marks=gpus(1)) for case in ON_GPU),
+    ],
+    ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}-{case[3]}",
+)
 def case(request: pytest.FixtureRequest) -> tuple[ExpertKernel, Side]:
-    kernel, family, dtype = request.param
-    return KERNELS[kernel](), experts_of(family, dtype)
+    kernel, family, dtype, device = request.param
+    return KERNELS[kernel](), experts_of(family, dtype, device)
 
 
 def test_outputs_and_gradients_equal_transformers(case):
@@ -172,7 +203,7 @@ def test_a_second_backward_adds_and_a_new_step_overwrites(case):
 def test_no_rows_at_all_give_none_and_gradients_of_zero(case):
     kernel, side = case
     rows = (0,) * len(side.rows)
-    nothing = torch.empty(0, 64, dtype=side.dtype)
+    nothing = torch.empty(0, 64, dtype=side.dtype, device=side.device)
     for grad in side.shard.grads.values():
         grad.fill_(7.0)
     with torch.no_grad():
@@ -184,6 +215,24 @@ def test_no_rows_at_all_give_none_and_gradients_of_zero(case):
     assert d_weights_R.shape == (0,)
     for grad in side.shard.grads.values():
         assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_a_rank_without_experts_of_its_own_computes_with_its_copies(case):
+    """It owns none of the layer, and holds all of it as copies."""
+    kernel, side = case
+    layer = side.shard.layer
+    empty = ExpertShard(
+        layer, (), device=side.device, dtype=torch.float32, compute_dtype=side.dtype
+    )
+    x_RD, d_y_RD, weights_R = (t.to(side.device) for t in (*side.inputs(0), side.weights()))
+    both = [empty, side.shard]
+    with torch.no_grad():
+        y_RD, saved = kernel.forward(x_RD, weights_R, side.rows, both, side.math)
+        d_x_RD, _ = kernel.backward(d_y_RD, x_RD, weights_R, saved, side.rows, both, side.math)
+    expected = side.eager(*side.inputs(0))
+    side.assert_equal(y_RD.cpu(), expected[0], "output")
+    side.assert_equal(d_x_RD.cpu(), expected[1], "input gradient")
+    side.assert_gradients_equal()
 
 
 def test_inputs_are_left_as_they_were(case):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpus import gpus, no_host_wait
 from ranks import run_ranks
 from scripted import Scripted
 from toy_models import toy_config, toy_model
@@ -84,17 +85,19 @@ def two_layers(
         results = []
         experts.begin_step(step, count)
         batches = micro_batches(ctx.rank, layers[0].num_experts, count)
-        for x_TD, index_TK, weights_TK, d_y_TD in batches:
+        for batch in batches:
+            x_TD, index_TK, weights_TK, d_y_TD = (tensor.to(ctx.device) for tensor in batch)
             x_TD.requires_grad_()
             y_TD = modules[1](modules[0](x_TD, index_TK, weights_TK), index_TK, weights_TK)
             y_TD.backward(d_y_TD)
-            results.append((y_TD.detach(), x_TD.grad))
+            results.append((y_TD.detach().cpu(), x_TD.grad.cpu()))
         experts.finish_backward()
         experts.end_step(optimizer)
     return {
         "results": results,
         "experts": [
-            {e: shard.grad_row(e).clone() for e in shard.expert_ids} for shard in experts.shards
+            {e: shard.grad_row(e).clone().cpu() for e in shard.expert_ids}
+            for shard in experts.shards
         ],
         "computed": [experts.log.computed_YW[layer.index].tolist() for layer in layers],
         "slot_bytes": experts.materializer.slot_bytes,
@@ -229,3 +232,70 @@ def other_plans(ctx: ParallelContext) -> str:
 def test_ranks_that_plan_differently_hear_of_it_before_anything_moves():
     for message in run_ranks(other_plans, 3):
         assert "another plan than most: layer 1 on rank 2" in message
+
+
+ON_GPUS = [
+    (transport, rematerialize, count, late)
+    for transport in (*sorted(TRANSPORTS), "auto")
+    for rematerialize, count, late in ((False, 1, False), (True, 1, True), (True, 3, False))
+]
+
+
+@pytest.mark.parametrize(
+    ("transport", "rematerialize", "count", "late"),
+    [pytest.param(*case, marks=gpus(2)) for case in ON_GPUS],
+)
+def test_on_gpus_replicas_change_nothing_but_who_computes(transport, rematerialize, count, late):
+    settings = ("copies on one rank", "weighted", rematerialize, count, 2, late, transport)
+    world_size = min(4, torch.cuda.device_count())
+    outcomes = run_ranks(two_layers, world_size, *settings, device="cuda")
+    assert_as_in_one_process(outcomes, count)
+
+
+def copies_without_waiting(ctx: ParallelContext, transport: str, rematerialize: bool) -> None:
+    """What a step does about copies, beside computation that the host does not wait for."""
+    experts = shard_experts(
+        meta_model(toy_config(FAMILY)),
+        ctx,
+        Scripted(SCRIPTS["everything everywhere"]),
+        config=ExpertsConfig(rematerialize=rematerialize, transport=transport),
+        dtype=torch.float32,
+        compute_dtype=torch.bfloat16,
+    )
+    for shard in experts.shards:
+        for e in shard.expert_ids:
+            shard.chunk(e).fill_(1.0 + e)
+    experts.refresh()
+    materializer, last = experts.materializer, len(experts.shards) - 1
+    for step in range(2):
+        placements = experts.policy.plan(step, experts.loads, experts.owners)
+        seen = []
+        with no_host_wait():
+            materializer.begin_step(placements, 1, rematerialize=rematerialize)
+            for index in range(last + 1):
+                for held in materializer.experts(index):
+                    copies = [weight.clone() for weight in held.weights.values()]
+                    seen += [(held.expert_ids, copy) for copy in copies]
+                torch.cuda._sleep(10_000_000)
+                materializer.after_forward(index)
+            for index in range(last, -1, -1):
+                for held in materializer.before_backward(index):
+                    for grad in held.grads.values():
+                        grad.fill_(1.0 + index)
+                torch.cuda._sleep(10_000_000)
+                materializer.after_backward(index)
+            materializer.finish_step()
+        for expert_ids, weight in seen:
+            for e, own in zip(expert_ids, weight, strict=True):
+                assert bool((own == 1.0 + e).all()), (step, e)
+        for index, shard in enumerate(experts.shards):
+            for e in shard.expert_ids:
+                total = ctx.world_size * (1.0 + index)
+                assert bool((shard.grad_row(e) == total).all()), (step, index, e)
+
+
+@pytest.mark.parametrize("rematerialize", [pytest.param(turns, marks=gpus(2)) for turns in (0, 1)])
+@pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+def test_on_gpus_the_host_waits_for_no_copy(transport, rematerialize):
+    world_size = min(4, torch.cuda.device_count())
+    run_ranks(copies_without_waiting, world_size, transport, bool(rematerialize), device="cuda")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from hecate.fssdp.experts.math import ExpertMath, activation_grad, biases, projections
 from hecate.fssdp.experts.protocol import HeldExperts, Saved, parts
+from hecate.fssdp.upload import upload
 
 
 class GroupedExperts:
@@ -39,6 +40,10 @@ class GroupedExperts:
         math: ExpertMath,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         up_eFD, down_eDF = projections(experts.weights, math)
+        if not x_RD.shape[0]:  # CUDA launches nothing for no experts, which some ranks own
+            sizes = (up_eFD.shape[1], down_eDF.shape[2], x_RD.shape[1])
+            up_RF, act_RF, y_RD = (x_RD.new_empty(0, size) for size in sizes)
+            return up_RF, act_RF, y_RD
         bias = biases(experts.weights, math)
         ends = _ends(rows, x_RD.device)
         expert_R = _expert_of_row(rows, x_RD.device) if bias else None
@@ -82,6 +87,11 @@ class GroupedExperts:
         math: ExpertMath,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         overwrite = experts.begin_backward()
+        if not x_RD.shape[0]:
+            if overwrite:
+                for grad in experts.grads.values():
+                    grad.zero_()
+            return torch.empty_like(x_RD), torch.empty_like(weights_R)
         up_eFD, down_eDF = projections(experts.weights, math)
         d_up_eFD, d_down_eDF = projections(experts.grads, math)
         ends = _ends(rows, x_RD.device)
@@ -106,11 +116,11 @@ class GroupedExperts:
 
 
 def _ends(rows: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor(list(accumulate(rows)), dtype=torch.int32, device=device)
+    return upload(torch.tensor(list(accumulate(rows)), dtype=torch.int32), device)
 
 
 def _expert_of_row(rows: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.repeat_interleave(torch.tensor(list(rows), device=device))
+    return upload(torch.repeat_interleave(torch.tensor(list(rows))), device)
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
