@@ -20,6 +20,8 @@
 | planner.py | executes | the planner's rules, on loads made up -> a report |
 | paper.py | decides | the paper's figures beside simulated ones -> a report |
 | simulated.py | decides | simulated outcomes -> a report |
+| simulator.py | executes | runs of two ranks beside what the simulator says of them -> a report |
+| micro.py | executes | what a step consists of, each part on its own |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
 | routing_traces.py | decides | loads to replay -> routings that have them |
@@ -38,6 +40,7 @@ from hecate.bench.network import bench_network
 from hecate.bench.paper import bench_paper
 from hecate.bench.planner import bench_planner
 from hecate.bench.report import BenchOptions, Report, document, render, write_json
+from hecate.bench.simulator import bench_simulator
 from hecate.bench.train import bench_train
 
 BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
@@ -46,6 +49,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "network": bench_network,
     "planner": bench_planner,
     "paper": bench_paper,
+    "simulator": bench_simulator,
 }
 
 __all__ = [

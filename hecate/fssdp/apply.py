@@ -32,7 +32,6 @@ from hecate.models.build import through_runtime
 from hecate.models.families import MoELayer, find_moe_layers, is_experts_module
 from hecate.models.routers import Router, find_routers
 from hecate.planner.load import LoadWindow
-from hecate.planner.owners import even_owners
 from hecate.planner.policies.protocol import Policy
 
 _DEFAULT = ExpertsConfig()
@@ -193,7 +192,11 @@ def _materializer(
 
 def even_placements(layers: tuple[MoELayer, ...], world_size: int) -> tuple[Placement, ...]:
     """Homogeneous sharding: an equal share of each layer, the odd ones rotating over ranks."""
-    return even_owners([layer.num_experts for layer in layers], world_size)
+    placements, dealt = [], 0
+    for layer in layers:
+        placements.append(Placement.even(layer.num_experts, world_size, rotation=dealt))
+        dealt = (dealt + layer.num_experts % world_size) % world_size
+    return tuple(placements)
 
 
 def _take_over(module: nn.Module, shard: ExpertShard) -> ExpertShard:

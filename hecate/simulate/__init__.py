@@ -10,8 +10,11 @@
 | strategies.py | decides | a name -> one of the runtime's policies |
 | timeline.py | decides | work in the order of issue -> when it ends |
 | step.py | decides | layers -> a training step on the timeline |
+| play.py | decides | a policy, a trace -> layers' work, step by step |
 | memory.py | decides | owned and copied experts -> bytes of a device |
 | run.py | decides | cluster, workload, strategy -> time and memory of a step |
+| measured.py | decides | micro-benchmarks of this machine -> seconds of everything |
+| measured_run.py | decides | these, a trace, a policy -> training steps |
 | sweep.py | decides | devices, strategies -> outcomes beside expert parallelism |
 | files.py | executes | names and paths -> clusters and workloads |
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,23 @@ from hecate.planner.plan import Replicas
 from hecate.simulate.timeline import Work
 
 Transport = Literal["p2p", "auto"]
+
+
+class Links(Protocol):
+    """What joins the ranks of one group.
+
+    ``exchange``: an uneven all-to-all of rows, ``rows_WW[source, target]``. ``copies``: a gather of
+    chunks from owners to holders, none where nothing moves. ``reduction``: its mirror, which adds
+    up holders' gradients at the owners.
+    """
+
+    def exchange(self, rows_WW: Counts, row_bytes: int, *, launches: int = 1) -> Work: ...
+
+    def copies(self, owners: Placement, placement: Placement, chunk_bytes: int) -> Work | None: ...
+
+    def reduction(
+        self, owners: Placement, placement: Placement, chunk_bytes: int
+    ) -> Work | None: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ class Network:
         return Work(launches * self.launch_s, float(inside_s), float(across_s))
 
     def copies(self, owners: Placement, placement: Placement, chunk_bytes: int) -> Work | None:
-        """A gather from owners to holders, or the reduction that mirrors it; none: nothing moves.
+        """A gather from owners to holders; none: nothing moves.
 
         Point to point a chunk enters a node once. A pipelined broadcast passes each travelling
         chunk once through every link, whoever owns it.
@@ -88,6 +105,10 @@ class Network:
         travelling = len(set(replicas.expert.tolist()))
         wide = self._copy_work(travelling, travelling if node_Y[0] else 0, chunk_bytes)
         return min(work, wide, key=lambda each: each.alone_s)
+
+    def reduction(self, owners: Placement, placement: Placement, chunk_bytes: int) -> Work | None:
+        """What the gather would take: in and out change places."""
+        return self.copies(owners, placement, chunk_bytes)
 
     def _copy_work(self, through_rank: int, through_node: int, chunk_bytes: int) -> Work:
         chunk_bytes_s = chunk_bytes * self.copy_share

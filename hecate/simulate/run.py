@@ -7,22 +7,19 @@ policies see every step's loads. Devices beyond one group of expert ranks are co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from collectives.placement import Placement
 from collectives.topology import Topology
 from hecate.planner.costs import StepCosts
-from hecate.planner.load import Counts, LoadWindow
-from hecate.planner.policies import Policy
 from hecate.simulate.cluster import ClusterConfig
-from hecate.simulate.costs import Costs, data_sheet_costs
-from hecate.simulate.loads import DriftingLoads, even_counts
+from hecate.simulate.costs import data_sheet_costs
+from hecate.simulate.loads import DriftingLoads
 from hecate.simulate.memory import Memory, activation_bytes, memory_of, slots_in_memory
 from hecate.simulate.network import Network, all_reduce
+from hecate.simulate.play import Group, Trace, even_owners, play
 from hecate.simulate.step import LayerWork, StepPlan, StepTime, run_step
 from hecate.simulate.strategies import CEILING, Strategy, build_policy
 from hecate.simulate.timeline import Work
@@ -42,14 +39,6 @@ class Sampling:
 
 
 QUICK = Sampling(steps=60, timed=(33, 47, 58), layers=4)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Loads of one workload on one group: every step's ``[Y, E]``, timed steps' ``[W, E]``."""
-
-    totals: tuple[Counts, ...]
-    timed: dict[int, tuple[Counts, ...]]
 
 
 @dataclass(frozen=True)
@@ -139,7 +128,6 @@ class _Group:
         step_costs, topology = self._step_costs(), self._network.topology
         self._hot = min(step_costs.overlap_experts(topology), self._num_experts)
         self._policy = build_policy(strategy, step_costs, topology)
-        self._owners = even_owners(self._num_experts, self._world_size, workload.layers)
 
     def _owned(self) -> float:
         return self._num_experts * self._workload.layers / self._world_size
@@ -179,65 +167,30 @@ class _Group:
 
     def play(self, trace: Trace) -> GroupSteps:
         num_layers = len(trace.totals[0])
-        owners = self._owners[:num_layers]
-        window = LoadWindow(num_layers, self._num_experts)
-        steps, copies, uneven, moving_s = [], [], [], 0.0
-        settles = {s - lead for s in trace.timed for lead in range(REPLICATION_LEAD)}
-        for step, counts_YE in enumerate(trace.totals):
-            planned = owners
-            if step in trace.timed or (self._policy.name == "replication" and step in settles):
-                planned = self._policy.plan(step, window, owners)
-            if step in trace.timed:
-                layers, copies_YW, each = self._timed(trace.timed[step], owners, planned)
-                steps.append(layers)
-                copies.append(copies_YW)
-                uneven.append(each)
-            window.push(counts_YE)
-            new = self._policy.new_owners(step, window, owners)
-            if new is not owners:
-                moving_s += self._moves_s(owners, new)
-                owners = new
-        most = max(copies, key=lambda copies_YW: int(copies_YW.sum()))
+        group = Group(
+            self._policy,
+            self._network,
+            self._costs,
+            even_owners(self._num_experts, self._world_size, self._workload.layers)[:num_layers],
+            self._workload.expert_parameters * self._workload.state_bytes,
+            even_choices=self._strategy.policy == CEILING,
+        )
+        planned = set(trace.timed)
+        if self._policy.name == "replication":
+            planned |= {s - lead for s in trace.timed for lead in range(REPLICATION_LEAD)}
+        played = play(group, trace, planned=planned)
+        uneven = [step.imbalance for step in played.steps]
+        most = max((step.copies_YW for step in played.steps), key=lambda YW: int(YW.sum()))
+        moving_s = sum(played.moved_s) / len(trace.totals)
         return GroupSteps(
-            steps=tuple(steps),
-            between_s=moving_s / len(trace.totals) * self._workload.layers / num_layers,
+            steps=tuple(step.layers for step in played.steps),
+            between_s=moving_s * self._workload.layers / num_layers,
             copies_YW=most,
             imbalance=float(np.mean(uneven)),
             hot=self._hot,
             kept=self._kept,
             memory=self._memory(most, float(np.max(uneven))),
         )
-
-    def _timed(
-        self,
-        counts: Sequence[Counts],
-        owners: Sequence[Placement],
-        planned: Sequence[Placement],
-    ) -> tuple[tuple[LayerWork, ...], npt.NDArray[np.int64], float]:
-        layers, copies, uneven = [], [], []
-        for index, (counts_WE, own, plan) in enumerate(zip(counts, owners, planned, strict=True)):
-            if self._strategy.policy == CEILING:
-                slots = int(counts_WE[0].sum())
-                counts_WE = even_counts(slots, self._num_experts, self._world_size)
-            placement = self._policy.after_gate(index, counts_WE, plan)
-            layers.append(
-                layer_work(
-                    self._policy, self._network, self._costs, counts_WE, own, plan, placement
-                )
-            )
-            ranks = range(self._world_size)
-            copies.append([len(placement.chunks_on(r)) - len(own.chunks_on(r)) for r in ranks])
-            slots_W = layers[-1].slots_W
-            uneven.append(float(slots_W.max() / slots_W.mean()))
-        return tuple(layers), np.array(copies), float(np.mean(uneven))
-
-    def _moves_s(self, old: Sequence[Placement], new: Sequence[Placement]) -> float:
-        """Seconds of moving experts that change owners, all layers in one exchange."""
-        moved_WW = np.zeros((self._world_size, self._world_size), dtype=np.int64)
-        for before, after in zip(old, new, strict=True):
-            np.add.at(moved_WW, (before.owners, after.owners), 1)
-        expert_bytes = self._workload.expert_parameters * self._workload.state_bytes
-        return self._network.exchange(moved_WW, expert_bytes).alone_s
 
     def _memory(self, copies_YW: npt.NDArray[np.int64], busiest_over_mean: float) -> Memory:
         layers = self._workload.layers
@@ -251,49 +204,6 @@ class _Group:
             rematerialize=self._strategy.rematerialize,
             activation_bytes=self._activations(busiest_over_mean),
         )
-
-
-def layer_work(
-    policy: Policy,
-    network: Network,
-    costs: Costs,
-    counts_WE: Counts,
-    owners: Placement,
-    planned: Placement,
-    placement: Placement,
-) -> LayerWork:
-    """What one layer asks of ranks and links.
-
-    ``planned``: the holders before the gate decided, ``placement``: those after.
-    """
-    quotas_WEW = policy.route(counts_WE, placement)
-    late = None
-    if placement is not planned and placement.holders != planned.holders:
-        holders = (
-            tuple(sorted({*own, *(set(now) - set(then))}))
-            for own, then, now in zip(
-                owners.holders, planned.holders, placement.holders, strict=True
-            )
-        )
-        added = Placement(tuple(holders), owners.world_size)
-        late = network.copies(owners, added, costs.gather_bytes)
-    return LayerWork(
-        slots_W=quotas_WEW.sum((0, 1)),
-        busy_W=(quotas_WEW.sum(0) > 0).sum(0),
-        exchange=network.exchange(quotas_WEW.sum(1), costs.row_bytes),
-        gather=network.copies(owners, planned, costs.gather_bytes),
-        reduce=network.copies(owners, placement, costs.reduce_bytes),
-        late=late,
-    )
-
-
-def even_owners(num_experts: int, world_size: int, num_layers: int) -> tuple[Placement, ...]:
-    """Homogeneous sharding, the odd experts on every rank in turn."""
-    odd = num_experts % world_size
-    return tuple(
-        Placement.even(num_experts, world_size, rotation=layer * odd % world_size)
-        for layer in range(num_layers)
-    )
 
 
 def time_steps(

@@ -23,7 +23,8 @@ class LayerWork:
 
     ``slots_W``: rows that each rank computes, ``busy_W``: experts that it computes them with.
     ``exchange``: one way of the token exchange. ``gather``, ``reduce``: of the planned copies, and
-    ``late``: a gather of copies that are added once the counts are known, which nothing hides.
+    ``late``: a gather of copies that are added once the counts are known, beside which nothing but
+    the token exchange runs.
     """
 
     slots_W: npt.NDArray[np.int64]
@@ -114,17 +115,28 @@ class _Program:
     def _experts_forward(self, index: int, *, again: bool = False) -> None:
         """``again``: in a recomputation, which keeps the counts and the copies it had."""
         timeline, layer, costs = self._timeline, self._plan.layers[index], self._costs
+        late: Transfer | None = None
         if not again:
             self._transfer("counts", self._plan.counts)
             timeline.compute("host", costs.host_s)
-            if layer.late is not None:
-                timeline.wait(timeline.issue("late gather", GATHERS, layer.late))
+            late = self._gather_late(index)
         # rows, then their weights
         self._transfer("all_to_all", _launched(layer.exchange, 2))
         if index in self._gathering:
             timeline.wait(self._gathering[index])
+        if late is not None:
+            timeline.wait(late)
         timeline.compute("experts", self._experts_s(layer, costs, forward=True))
         self._transfer("all_to_all", layer.exchange)
+
+    def _gather_late(self, index: int) -> Transfer | None:
+        """Start to copy what the counts called for, once the planned copies are there."""
+        work = self._plan.layers[index].late
+        if work is None:
+            return None
+        if index in self._gathering:
+            self._timeline.wait(self._gathering[index])
+        return self._timeline.issue("late gather", GATHERS, work)
 
     def _experts_backward(self, index: int) -> None:
         timeline, layer, costs = self._timeline, self._plan.layers[index], self._costs

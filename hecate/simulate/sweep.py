@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from hecate.errors import ConfigError
 from hecate.simulate.cluster import ClusterConfig
+from hecate.simulate.play import Trace
 from hecate.simulate.run import (
     GroupSteps,
     Outcome,
     Sampling,
-    Trace,
     make_trace,
     plan_group,
     time_steps,

@@ -160,6 +160,7 @@ class Timeline:
             for link in (1, 2)
             if t.left[link] > _TINY_S
         ]
+        waits += [0.0 for t in heads if all(left <= _TINY_S for left in t.left)]
         passed_s = min([until_s - self._now_s, *waits])
         if self.steal and any(sharers):
             self._busy.append((self._now_s, self._now_s + passed_s))

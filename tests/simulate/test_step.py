@@ -71,10 +71,22 @@ def test_the_last_reduction_is_waited_for() -> None:
     assert run_step(plan_of(late), COSTS, 2).step_s == plain.step_s + 7
 
 
-def test_copies_after_the_gate_are_never_hidden() -> None:
+def test_copies_after_the_gate_share_the_links_with_the_exchange() -> None:
     late = replace(LAYER, late=Work(1.0, inside_s=3.0))
     plain = run_step(plan_of(LAYER), COSTS, 2)
-    assert run_step(plan_of(late), COSTS, 2).step_s == plain.step_s + 4
+    # launched beside the exchange, then behind the 2 + 3 s that both take on one link
+    assert run_step(plan_of(late), COSTS, 2).step_s == plain.step_s + 3
+    elsewhere = replace(LAYER, late=Work(0.0, across_s=3.0))
+    assert run_step(plan_of(elsewhere), COSTS, 2).step_s == plain.step_s + 1
+
+
+def test_copies_after_the_gate_wait_for_the_planned_ones() -> None:
+    planned = replace(LAYER, gather=Work(0.0, across_s=14.0))
+    both = replace(planned, late=Work(0.0, across_s=3.0))
+    plain = run_step(plan_of(planned), COSTS, 2).step_s
+    # attention is over at 10, the planned gather at 14; the exchange then hides 2 of 3 s
+    assert plain == run_step(plan_of(LAYER), COSTS, 2).step_s + 2
+    assert run_step(plan_of(both), COSTS, 2).step_s == plain + 3
 
 
 def test_recomputation_runs_attention_exchange_and_experts_again() -> None:

@@ -112,3 +112,10 @@ def test_charges_add_up_and_repeat(steal: float) -> None:
     assert sum(first.charged_s.values()) == pytest.approx(float(first.clock_W.mean()))
     assert first.clock_W.tolist() == second.clock_W.tolist()
     assert first.spans == second.spans
+
+
+def test_a_transfer_of_nothing_ends_at_once() -> None:
+    timeline = Timeline(2)
+    timeline.compute("before", 3.0)
+    timeline.wait(timeline.issue("nothing", "a", Work(0.0)))
+    assert timeline.end_s == 3.0
