@@ -44,6 +44,7 @@ PURE = frozenset(
         "collectives.placement",
         "collectives.schedule",
         "collectives.topology",
+        "hecate.bench.divergence",
         "hecate.bench.margins",
         "hecate.bench.replay",
         "hecate.bench.routing_traces",

@@ -17,6 +17,9 @@
 | network.py | executes | transports and plans over a slow link between two nodes -> a report |
 | namespaces.py | executes | two network namespaces and the link between them |
 | node_ranks.py | executes | a rank in one of them, its collectives and steps |
+| curves.py | executes | training under every policy beside a single process -> a report |
+| training.py | executes | one training under one policy |
+| divergence.py | decides | curves -> what they may differ by, rows and summary |
 | planner.py | executes | the planner's rules, on loads made up -> a report |
 | paper.py | decides | the paper's figures beside simulated ones -> a report |
 | simulated.py | decides | simulated outcomes -> a report |
@@ -34,6 +37,7 @@
 
 from collections.abc import Callable
 
+from hecate.bench.curves import bench_curves
 from hecate.bench.fssdp import bench_fssdp
 from hecate.bench.machine import machine_facts, source_commit
 from hecate.bench.network import bench_network
@@ -50,6 +54,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "planner": bench_planner,
     "paper": bench_paper,
     "simulator": bench_simulator,
+    "curves": bench_curves,
 }
 
 __all__ = [
