@@ -7,4 +7,5 @@
 | errors.py | decides | what went wrong -> one message in four parts |
 | mesh.py | executes | a launcher's environment -> process groups |
 | folders.py | decides | a setting, the platform -> where caches lie |
+| svg.py | decides | shapes, labels -> the text of a picture |
 """

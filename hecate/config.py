@@ -78,6 +78,14 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> Load
     return LoadedConfig(value, origins)
 
 
+def override_config(value: C, overrides: Sequence[str]) -> C:
+    """``value`` with each ``a.b=value`` of ``overrides`` in it; raises as ``load_config`` does."""
+    settings = {tuple(key.split(".")): _Setting(leaf, DEFAULT) for key, leaf in _leaves(value)}
+    for override in overrides:
+        _apply(type(value), settings, override)
+    return _validate(type(value), settings, OVERRIDE)
+
+
 def dump_config(config: Config) -> str:
     """YAML that ``load_config`` reads back to an equal value."""
     return dump_yaml(config.model_dump(mode="json"))

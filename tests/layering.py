@@ -15,7 +15,14 @@ from pathlib import Path, PurePosixPath
 
 # Importer -> what it may import. Arrows are transitive; a package always reaches itself.
 FOUNDATION = frozenset(
-    {"hecate.mesh", "hecate.config", "hecate.errors", "hecate.folders", "collectives"}
+    {
+        "hecate.mesh",
+        "hecate.config",
+        "hecate.errors",
+        "hecate.folders",
+        "hecate.svg",
+        "collectives",
+    }
 )
 ARROWS: dict[str, frozenset[str]] = {
     "hecate": frozenset({"hecate.cli"}),
@@ -34,6 +41,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.yaml_text": frozenset({"hecate.errors"}),
     "hecate.errors": frozenset(),
     "hecate.folders": frozenset(),
+    "hecate.svg": frozenset(),
     "collectives": frozenset(),
 }
 
@@ -51,10 +59,13 @@ PURE = frozenset(
         "hecate.planner",
         "hecate.planner.calibration",
         "hecate.planner.load",
+        "hecate.planner.mispredictions",
         "hecate.planner.quotas",
+        "hecate.planner.replay",
         "hecate.planner.sharding",
         "hecate.simulate",
         "hecate.simulate.timeline",
+        "hecate.svg",
     }
 )
 IMPURE = frozenset(

@@ -65,16 +65,21 @@ def document(report: Report, *, commit: str, machine: Mapping[str, JsonValue]) -
 
 def write_json(path: Path, content: object) -> None:
     """Write ``content``, whole or not at all. Raises ``StorageError``."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text``, whole or not at all. Raises ``StorageError``."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
         raise StorageError(
-            f"cannot write {path}", got=str(error), fix="free space, or give --json another path"
+            f"cannot write {path}", got=str(error), fix="free space, or give another path"
         ) from error
 
 

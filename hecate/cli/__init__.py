@@ -7,6 +7,7 @@
 | eval.py | a run -> loss, perplexity and bits per byte on its held-out files |
 | export.py | a run -> a Hugging Face folder |
 | generate.py | a run or a Hugging Face folder, a prompt -> text |
+| plan.py | a run's router loads -> what each policy would have made of them |
 | doctor.py | this machine -> what it can run, what is missing |
 | simulate.py | a cluster, a workload -> predicted steps under each policy |
 | bench.py | a benchmark's name -> a table, and a JSON file |

@@ -32,6 +32,7 @@ from hecate.models.build import through_runtime
 from hecate.models.families import MoELayer, find_moe_layers, is_experts_module
 from hecate.models.routers import Router, find_routers
 from hecate.planner.load import LoadWindow
+from hecate.planner.owners import even_owners
 from hecate.planner.policies.protocol import Policy
 
 _DEFAULT = ExpertsConfig()
@@ -192,11 +193,7 @@ def _materializer(
 
 def even_placements(layers: tuple[MoELayer, ...], world_size: int) -> tuple[Placement, ...]:
     """Homogeneous sharding: an equal share of each layer, the odd ones rotating over ranks."""
-    placements, dealt = [], 0
-    for layer in layers:
-        placements.append(Placement.even(layer.num_experts, world_size, rotation=dealt))
-        dealt = (dealt + layer.num_experts % world_size) % world_size
-    return tuple(placements)
+    return even_owners([layer.num_experts for layer in layers], world_size)
 
 
 def _take_over(module: nn.Module, shard: ExpertShard) -> ExpertShard:

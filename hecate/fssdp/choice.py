@@ -11,7 +11,7 @@ from torch import nn
 from hecate.config import nearest_name
 from hecate.errors import ConfigError
 from hecate.fssdp.config import ExpertsConfig
-from hecate.fssdp.measure import measured_costs
+from hecate.fssdp.measure import Costs, measured_costs
 from hecate.mesh import ParallelContext
 from hecate.models.families import MoELayer
 from hecate.planner.policies import (
@@ -56,7 +56,14 @@ def choose_policy(
     costs = measured_costs(
         config.costs, module, layer, ctx, dtype=dtype, compute_dtype=compute_dtype, folder=folder
     )
+    return policy_of(name, config, costs)
+
+
+def policy_of(name: str, config: ExpertsConfig, costs: Costs) -> Policy:
+    """A fresh policy of a name in ``POLICY_NAMES``, which reckons with ``costs``."""
     match name:
+        case "expert_parallel":
+            return ExpertParallel()
         case "shadowing":
             return Shadowing(config.shadowing, costs.step, costs.topology)
         case "swapping":

@@ -121,6 +121,7 @@ class RoutedExperts:
         self._log.global_tokens = int(counts_WE.sum()) // top_k_index_TK.shape[1]
         replicas, policy = self._materializer.layers[layer.index], self._policy
         if self._materializer.active:
+            self._log.record_routed(layer.index, counts_WE)
             wanted = policy.after_gate(layer.index, counts_WE, replicas.plan.placement)
             self._materializer.extend(layer.index, wanted)
         now = replicas.plan

@@ -64,12 +64,14 @@ class RoutingLog:
         """Slots that each rank computed, ``[W]`` for each layer, as they were dealt."""
         self.global_tokens = 0
         """Tokens of the micro-batch just run, over all ranks, as its last MoE layer saw them."""
+        self._routed: dict[int, list[npt.NDArray[np.int64]]] = {}
         self._layers = [LayerRouting() for _ in range(num_layers)]
         self._replays: list[Replay] = []
 
     def begin_step(self) -> None:
         self.counts_YE = torch.zeros_like(self.counts_YE)
         self.computed_YW = {}
+        self._routed = {}
 
     def begin_micro_batch(self) -> None:
         self._layers = [LayerRouting() for _ in self._layers]
@@ -107,6 +109,16 @@ class RoutingLog:
             return
         self._layers[layer].counts_E = counts_E
         self.counts_YE[layer, : counts_E.numel()] += counts_E
+
+    @property
+    def routed(self) -> tuple[tuple[npt.NDArray[np.int64], ...], ...]:
+        """``[micro-batch][layer]`` of the step: slots of each source and expert, ``[W, E]``."""
+        by_layer = (self._routed[layer] for layer in sorted(self._routed))
+        return tuple(zip(*by_layer, strict=True))
+
+    def record_routed(self, layer: int, counts_WE: npt.NDArray[np.int64]) -> None:
+        """Keep what the routers of all ranks chose in one layer and micro-batch of a step."""
+        self._routed.setdefault(layer, []).append(counts_WE)
 
     def record_computed(self, layer: int, slots_W: npt.NDArray[np.int64]) -> None:
         """Count the slots that each rank computes of one layer, as often as they are dealt."""

@@ -12,6 +12,8 @@
 | sharding.py | decides | loads, owners -> owners of all layers, by Algorithm 2 or by swaps |
 | calibration.py | decides | counts after the gate, who holds what -> further copies |
 | quotas.py | decides | counts, who holds what -> slots for each computing rank |
+| mispredictions.py | decides | a plan, the loads that came -> copies in vain, copies that lacked |
+| replay.py | decides | recorded counts, a policy -> what it would have done |
 | policies/ | decides | loads, owners -> all of the above, one strategy a file |
 """
 

@@ -7,12 +7,23 @@ of a layer while that lowers the busiest: memory stays equal, and few experts mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from collectives.placement import Placement
 
 Loads = npt.NDArray[np.float64]
+
+
+def even_owners(num_experts: Sequence[int], world_size: int) -> tuple[Placement, ...]:
+    """An equal share of each layer, the odd ones rotating over ranks from layer to layer."""
+    placements, dealt = [], 0
+    for experts in num_experts:
+        placements.append(Placement.even(experts, world_size, rotation=dealt))
+        dealt = (dealt + experts % world_size) % world_size
+    return tuple(placements)
 
 
 def swap_owners(loads_E: Loads, owners: Placement, *, most_swaps: int) -> Placement:

@@ -14,5 +14,7 @@
 | run.py, evaluate.py, generate.py | executes | what the commands do |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
 | host_memory.py | executes | keeps freed memory with the process |
+| loads.py | executes | each step's router loads -> a file, and back |
+| plans/ | decides | recorded loads, policies -> what each would have made of them |
 | logging/ | executes | figures -> console, JSON Lines, Weights & Biases |
 """

@@ -12,6 +12,7 @@ from hecate.mesh import ParallelContext
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
 from hecate.train.evaluate import evaluation
+from hecate.train.loads import LoadsRecorder
 from hecate.train.logging import Sink, Value
 from hecate.train.memory import memory_values
 from hecate.train.metrics import (
@@ -44,7 +45,8 @@ class Interval:
 class TrainingLoop:
     """One run on this rank, from ``first_step`` on.
 
-    ``clock`` gives seconds; ``peak_flops`` is what all ranks together reach in a large GEMM.
+    ``loads`` is where rank 0 keeps the router loads. ``clock`` gives seconds; ``peak_flops`` is
+    what all ranks together reach in a large GEMM.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TrainingLoop:
         store: CheckpointStore,
         sinks: Sequence[Sink],
         phases: PhaseClock,
+        loads: LoadsRecorder | None,
         *,
         clock: Callable[[], float],
         peak_flops: float,
@@ -64,7 +67,7 @@ class TrainingLoop:
         self._config, self._ctx, self._trainer = config, ctx, trainer
         self._stream, self._corpus, self._store = stream, corpus, store
         self._sinks, self._phases, self._clock = sinks, phases, clock
-        self._peak_flops = peak_flops
+        self._peak_flops, self._loads = peak_flops, loads
         self._flops: ModelFlops = model_flops(trainer.model, trainer.layers)
 
     def run(self, first_step: int) -> dict[str, float]:
@@ -76,6 +79,8 @@ class TrainingLoop:
                 micro_batches = self._stream.next_step()
             result = self._trainer.step.run(step, micro_batches)
             self._count(interval, result, micro_batches)
+            if self._loads is not None:
+                self._loads.record(step, result.routed)
             done = step + 1
             last = done == config.train.steps
             if done % config.logging.every == 0 or last:

@@ -32,13 +32,16 @@ from hecate.data import (
 )
 from hecate.data.tokenizer import num_token_ids
 from hecate.errors import CheckpointError, ConfigError
+from hecate.fssdp.measure import measured_costs
 from hecate.mesh import ParallelContext, Rendezvous, open_mesh, sum_over
 from hecate.models.build import hf_config
+from hecate.planner.policies.protocol import Reckoning
 from hecate.train.build import Trainer, build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES
 from hecate.train.evaluate import yardsticks
 from hecate.train.host_memory import keep_freed_memory
+from hecate.train.loads import FILE, LoadsHeader, LoadsRecorder
 from hecate.train.logging import Run, open_sinks
 from hecate.train.loop import TrainingLoop
 from hecate.train.metrics import PhaseClock
@@ -115,6 +118,11 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
         sinks = open_sinks(config.logging, run, rank=ctx.rank)
         for sink in sinks:
             stack.callback(sink.close)
+        header = _loads_header(config, trainer, ctx, first_step)
+        loads = None
+        if ctx.rank == 0 and config.logging.loads:
+            loads = LoadsRecorder(folder / FILE, header)
+            stack.callback(loads.close)
         loop = TrainingLoop(
             config,
             ctx,
@@ -124,6 +132,7 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
             store,
             sinks,
             phases,
+            loads,
             clock=time.perf_counter,
             peak_flops=_peak_flops(config, ctx),
         )
@@ -224,6 +233,36 @@ def _resume(
     set_optimizer_step(trainer.optimizer, meta["step"])
     trainer.experts.refresh()
     return int(meta["step"])
+
+
+def _loads_header(
+    config: RunConfig, trainer: Trainer, ctx: ParallelContext, first_step: int
+) -> LoadsHeader:
+    """What a replay of the run needs; collective, since a policy that asks no costs left them
+    unmeasured."""
+    experts = trainer.experts
+    shards, policy = experts.shards, experts.policy
+    numels = [shard.layer.layout.numel for shard in shards]
+    compute_dtype, dtype = shards[0].compute_dtype, shards[0].parameter.dtype
+    costs = measured_costs(
+        config.experts.costs,
+        experts.modules[0],
+        experts.layers[0],
+        ctx,
+        dtype=dtype,
+        compute_dtype=compute_dtype,
+        folder=experts.costs_folder,
+    )
+    return LoadsHeader(
+        step=first_step,
+        owners=tuple(own.owners for own in experts.owners),
+        window=experts.loads.state(),
+        gather_bytes=tuple(n * compute_dtype.itemsize for n in numels),
+        reduce_bytes=tuple(n * dtype.itemsize for n in numels),
+        costs=policy.costs if isinstance(policy, Reckoning) else costs.step,
+        topology=costs.topology,
+        experts=config.experts,
+    )
 
 
 def _seed_rng(config: RunConfig, step: int, rank: int) -> None:

@@ -19,6 +19,7 @@ from hecate.fssdp import ShardedExperts
 from hecate.fssdp.norm import clip_gradients
 from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.models.loss import IGNORED, CausalLoss
+from hecate.planner.replay import Routed
 from hecate.train.dense import sync_gradients
 from hecate.train.optim import ScheduleConfig, learning_rate_factor, set_learning_rate
 
@@ -31,6 +32,7 @@ class StepResult:
     losses, averaged over micro-batches. ``grad_norm``: before clipping. ``counts_YE``: slots
     routed to each expert, ``[Y, E]`` int64, CPU. ``computed_YW``: slots that each rank computed,
     ``[Y, W]`` int64, CPU. ``copies``: experts copied in the step, over all layers and ranks.
+    ``routed``: ``[micro-batch][layer]``, slots of each source rank and expert, ``[W, E]``.
     """
 
     step: int
@@ -43,6 +45,7 @@ class StepResult:
     counts_YE: torch.Tensor
     computed_YW: torch.Tensor
     copies: int
+    routed: Routed
 
 
 class TrainingStep:
@@ -131,6 +134,7 @@ class TrainingStep:
                 np.stack([log.computed_YW[layer.index] for layer in self.experts.layers])
             ),
             copies=self.experts.materializer.copies - copied,
+            routed=log.routed,
         )
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:

@@ -112,7 +112,14 @@ def test_every_step_is_in_the_metrics(finished: Finished) -> None:
 
 def test_the_folder_holds_what_was_run(finished: Finished) -> None:
     names = {path.name for path in finished.run.iterdir() if not path.name.startswith(".")}
-    assert names == {"config.yaml", "metrics.jsonl", "tokenizer", "wandb", "checkpoints"}
+    assert names == {
+        "config.yaml",
+        "metrics.jsonl",
+        "loads.jsonl",
+        "tokenizer",
+        "wandb",
+        "checkpoints",
+    }
     config = finished.config
     assert (config.seed, config.checkpoint.keep, config.train.steps) == (3, 1, STEPS)
     assert config.model.sizes == TOY["model"]["sizes"]
