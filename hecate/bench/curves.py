@@ -31,8 +31,10 @@ from hecate.bench.workloads import (
     write_batches,
     write_weights,
 )
+from hecate.config import nearest_name
 from hecate.data import DataConfig
 from hecate.data.progress import progress_bars
+from hecate.errors import ConfigError
 from hecate.fssdp.config import CostsConfig, ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
 from hecate.planner.policies import FssdpConfig, SwappingConfig
@@ -113,22 +115,40 @@ class Setting:
 
 
 def setting_of(options: BenchOptions) -> Setting:
-    """All policies over 200 steps; quick: some of them over 24."""
-    everyone, few = tuple(POLICIES), ("fssdp", "expert_parallel", "swapping", "fsdp")
+    """All policies over 200 steps, or those of ``only``; quick: 24 steps, and some unless named.
+
+    Raises ``ConfigError`` for a policy that there is not.
+    """
+    for name in options.only:
+        _require_known(name)
+    everyone = tuple(name for name in POLICIES if not options.only or name in options.only)
     if options.quick:
+        few = options.only or ("fssdp", "expert_parallel", "swapping", "fsdp")
+        again, wide = options.only or ("fssdp",), options.only or ("fssdp", "swapping")
         return Setting(
             (
-                Run("no balance loss", options.dtype, 0.0, 24, few, 3, 34, ("fssdp",), 12),
-                Run("fp64", "float64", 0.0, 11, ("fssdp", "swapping"), 1, 11),
+                Run("no balance loss", options.dtype, 0.0, 24, few, 3, 34, again, 12),
+                Run("fp64", "float64", 0.0, 11, wide, 1, 11),
             )
         )
-    return Setting(
-        (
-            Run("no balance loss", options.dtype, 0.0, 200, everyone, 3, 200, everyone, 30),
-            Run("demo", options.dtype, 0.01, 200, ("fssdp", "expert_parallel"), 3, 200),
-            Run("fp64", "float64", 0.0, 30, everyone, 1, 30),
-        )
+    balanced = tuple(name for name in ("fssdp", "expert_parallel") if name in everyone)
+    runs = (
+        Run("no balance loss", options.dtype, 0.0, 200, everyone, 3, 200, everyone, 30),
+        Run("demo", options.dtype, 0.01, 200, balanced, 3, 200),
+        Run("fp64", "float64", 0.0, 30, everyone, 1, 30),
     )
+    return Setting(tuple(run for run in runs if run.policies))
+
+
+def _require_known(policy: str) -> None:
+    if policy not in POLICIES:
+        near = nearest_name(policy, POLICIES)
+        raise ConfigError(
+            "there is no such way to place experts",
+            got=policy,
+            expected=f"one of {'; '.join(POLICIES)}",
+            fix=f"did you mean {near}?" if near else "",
+        )
 
 
 def bench_curves(options: BenchOptions) -> Report:

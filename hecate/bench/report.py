@@ -27,11 +27,12 @@ class BenchOptions(Config):
     """What every benchmark is told.
 
     ``quick``: fewer rounds, but every summary key and the worst-case rows. ``dtype``: what models
-    compute in.
+    compute in. ``only``: of the curves, those of these policies; of all where there is none.
     """
 
     quick: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

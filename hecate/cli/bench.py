@@ -20,7 +20,7 @@ from hecate.bench import (
 from hecate.config import nearest_name
 from hecate.errors import ConfigError
 
-ALL = "all"
+ALL, CURVES = "all", "curves"
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -35,6 +35,10 @@ def command(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="What models compute in.")
     ] = "float32",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="POLICY", help="Of the curves, this policy's; may be repeated."),
+    ] = None,
 ) -> None:
     """Run the benchmark, print its table and its summary; of ``all``, the JSON file is a list."""
     names = list(BENCHES) if name == ALL else [name]
@@ -45,9 +49,17 @@ def command(
             expected=f"one of {', '.join((*BENCHES, ALL))}",
             fix=f"did you mean {near}?" if near else "",
         )
+    if only and name != CURVES:
+        raise ConfigError(
+            f"hecate bench {name} has no policies to choose from",
+            got=f"--only {only[0]}",
+            expected="no --only",
+            fix=f"leave out --only, which is an option of hecate bench {CURVES}",
+        )
+    options = BenchOptions(quick=quick, dtype=dtype, only=tuple(only or ()))
     documents = []
     for each in names:
-        report = BENCHES[each](BenchOptions(quick=quick, dtype=dtype))
+        report = BENCHES[each](options)
         render(report, Console())
         documents.append(document(report, commit=source_commit(CHECKOUT), machine=machine_facts()))
     if json is not None:

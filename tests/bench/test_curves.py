@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from toy_workload import TOY, text_file
 
@@ -20,6 +21,7 @@ from hecate.bench.curves import (
 )
 from hecate.bench.report import BenchOptions, document
 from hecate.data import DataConfig
+from hecate.errors import ConfigError
 
 
 def test_policies_train_what_a_single_process_trains(tmp_path: Path):
@@ -73,6 +75,19 @@ def test_whole_and_quick_take_known_policies_and_all_exact_ones_are_there():
         "replication",
         "fsdp",
     }
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_only_some_policies_are_trained_on_request(quick):
+    setting = setting_of(BenchOptions(quick=quick, only=("shadowing",)))
+    assert {run.policies for run in setting.runs} == {("shadowing",)}
+    assert {run.repeated for run in setting.runs} == {("shadowing",), ()}
+
+
+def test_an_unknown_policy_is_refused_before_anything_is_trained():
+    with pytest.raises(ConfigError, match="no such way to place experts") as caught:
+        setting_of(BenchOptions(only=("shadowin",)))
+    assert caught.value.fix == "did you mean shadowing?"
 
 
 def test_orders_of_rows_are_different_orders_of_the_same_rows():
