@@ -63,6 +63,7 @@ PURE = frozenset(
         "hecate.planner.quotas",
         "hecate.planner.replay",
         "hecate.planner.sharding",
+        "hecate.fssdp.observed",
         "hecate.simulate",
         "hecate.simulate.timeline",
         "hecate.svg",

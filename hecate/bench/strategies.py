@@ -24,7 +24,6 @@ from hecate.bench.workloads import Rows, read_batches
 from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.lifecycle import Stage, StepLifecycle
 from hecate.fssdp.routed import Override
-from hecate.fssdp.routing import RoutingLog
 from hecate.mesh import ParallelContext
 from hecate.planner.load import Counts
 from hecate.planner.policies import ForceBalanced, Policy, even_choices
@@ -100,10 +99,10 @@ class TrainerStrategy:
     def pass_experts_by(self) -> None:
         """Leave dispatch, exchange, experts and combine out of every step from now on."""
         experts = self.trainer.experts
-        for layer, own in zip(self.trainer.layers, experts.owners, strict=True):
+        for layer in self.trainer.layers:
             module = self.trainer.model.get_submodule(layer.name)
             module.runtime = _PassedBy(  # type: ignore[assignment]
-                experts.log, experts.lifecycle, layer.index, own.world_size
+                experts.lifecycle, layer.index
             )
 
     def fast_forward(self, counts_SYE: Counts, steps: int, world_size: int) -> None:
@@ -121,10 +120,11 @@ class TrainerStrategy:
 
     def run(self, step: int) -> StepFigures:
         result = self.trainer.step.run(step, [self._batches[step % len(self._batches)]])
-        computed_YW = result.computed_YW.numpy()
+        computed_YW = result.experts.computed_slots
         mean = computed_YW.sum() / computed_YW.shape[1]
         return StepFigures(
-            imbalance=float(computed_YW.max(1).sum() / mean) if mean else 0.0, copies=result.copies
+            imbalance=float(computed_YW.max(1).sum() / mean) if mean else 0.0,
+            copies=result.experts.copies,
         )
 
     def slot_bytes(self) -> int:
@@ -166,16 +166,12 @@ class PeerStrategy:
 class _PassedBy:
     """In the place of a layer's experts: dispatch, exchange, experts and combine are left out."""
 
-    def __init__(
-        self, log: RoutingLog, lifecycle: StepLifecycle, layer: int, world_size: int
-    ) -> None:
-        self._log, self._lifecycle = log, lifecycle
-        self._layer, self._world_size = layer, world_size
+    def __init__(self, lifecycle: StepLifecycle, layer: int) -> None:
+        self._lifecycle, self._layer = lifecycle, layer
 
     def __call__(
         self, x_TD: torch.Tensor, top_k_index_TK: torch.Tensor, top_k_weights_TK: torch.Tensor
     ) -> torch.Tensor:
-        self._log.record_computed(self._layer, np.zeros(self._world_size, dtype=np.int64))
         passed_TD = x_TD * top_k_weights_TK.sum(-1, keepdim=True)  # the router still learns
         if self._layer == 0 and self._lifecycle.stage is Stage.RUNNING:
             self._lifecycle.enter_forward()

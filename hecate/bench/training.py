@@ -54,7 +54,7 @@ class Training:
             loads = load_statistics(result.counts_YE, before)
             losses.append(result.loss)
             norms.append(result.grad_norm)
-            copies.append(result.copies)
+            copies.append(result.experts.copies)
             moves.append(len(moves_between(before, trainer.experts.owners)))
             imbalances.append(max(load.ranks_max_over_mean for load in loads))
         return Curve(tuple(losses), tuple(norms), tuple(copies), tuple(moves), tuple(imbalances))

@@ -15,6 +15,8 @@
 | replicas.py | executes | room for copies of what others own |
 | layer_plan.py | decides | who owns, who holds a layer -> its transfers there and home |
 | channels.py | executes | a transport's name or auto -> the channels of the sparse collectives |
+| layer_clock.py | executes | marks of the host or a stream -> seconds of each layer |
+| observed.py | decides | placements, slots computed -> a step's metrics |
 | room.py | decides | copies of a step, memory -> which fit, and whether layers take turns |
 | spare_memory.py | executes | this rank's memory -> what copies may take |
 | between.py | executes | forward passes -> seconds between two layers of experts |
@@ -28,7 +30,8 @@
 
 from hecate.fssdp.apply import shard_experts
 from hecate.fssdp.config import ExpertsConfig
+from hecate.fssdp.observed import StepMetrics
 from hecate.fssdp.routing import RouterConfig
 from hecate.fssdp.sharded import ShardedExperts
 
-__all__ = ["ExpertsConfig", "RouterConfig", "ShardedExperts", "shard_experts"]
+__all__ = ["ExpertsConfig", "RouterConfig", "ShardedExperts", "StepMetrics", "shard_experts"]

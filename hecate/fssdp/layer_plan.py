@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from collectives.cost import predicted_s
 from collectives.placement import Placement
 from collectives.schedule import Change, Schedule, gather_schedule, reduce_schedule
 from collectives.topology import Topology
@@ -26,11 +27,20 @@ class Channel:
 
 @dataclass(frozen=True)
 class Carrier:
-    """A change, its transfers in order, and the transport that they were ordered for."""
+    """A change, its transfers in order, and the transport that they were ordered for.
+
+    ``alone_s``: seconds that the transfers should take by themselves, by the speed of the links.
+    """
 
     change: Change
     schedule: Schedule
     transport: Transport
+    alone_s: float
+
+    @property
+    def moved_bytes(self) -> int:
+        """Over all ranks, relays between nodes among them."""
+        return self.schedule.num_transfers * self.change.chunk_bytes
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,14 @@ class LayerPlanner:
             placement,
             tuple(held),
             self.gather_of(rest),
-            Carrier(reduction, home, transport),
+            self._carrier(reduction, home, transport),
             rest.digest(),
         )
 
     def gather_of(self, change: Change) -> Carrier:
         transport = self._gathers.pick([change])
         schedule = gather_schedule([change], self._topology, hierarchical=transport.hierarchical)
-        return Carrier(change, schedule, transport)
+        return self._carrier(change, schedule, transport)
+
+    def _carrier(self, change: Change, schedule: Schedule, transport: Transport) -> Carrier:
+        return Carrier(change, schedule, transport, predicted_s(schedule, [change], self._topology))

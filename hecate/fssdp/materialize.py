@@ -22,6 +22,7 @@ from collectives.schedule import Change
 from collectives.sparse import Handle, sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Topology
 from hecate.fssdp.experts import HeldExperts
+from hecate.fssdp.layer_clock import LayerClock, Mark, Spent
 from hecate.fssdp.layer_plan import Carrier, Channel, LayerPlan, LayerPlanner
 from hecate.fssdp.replicas import ReplicaSlots, SlotBuffers
 from hecate.fssdp.shards import ExpertShard
@@ -43,7 +44,8 @@ class LayerReplicas:
     """One layer in the current step: its plan, and how far its copies have come.
 
     ``resting`` is the plan between steps, in which owners alone hold experts; ``latest`` the last
-    one with copies, which the next step most often repeats. ``slots`` hold the planned copies of
+    one with copies, which the next step most often repeats. ``launched``: when the gather under way
+    began, ``alone_s``: what it should take by itself. ``slots`` hold the planned copies of
     this rank, ``late`` those that were added once the counts were known.
     """
 
@@ -56,6 +58,8 @@ class LayerReplicas:
     late: list[ReplicaSlots] = field(default_factory=list)
     stage: Stage = Stage.SHARDED
     gathering: Handle | None = None
+    launched: Mark = None
+    alone_s: float = 0.0
     reducing: Handle | None = None
 
     @property
@@ -117,7 +121,10 @@ class Materializer:
         self.active = False
         """Whether a step is under way; evaluation computes on the owners alone."""
         self.copies = 0
-        """Experts copied so far, over all layers and ranks; again for each gather."""
+        """Experts copied in this step, over all layers and ranks; again for each gather."""
+        self.gathered_bytes = self.reduced_bytes = 0
+        """What these moved, and what their gradients moved on the way home."""
+        self.clock = LayerClock(len(shards), device)
 
     @property
     def slot_bytes(self) -> int:
@@ -151,6 +158,8 @@ class Materializer:
         """
         self._reduces_each, self._rematerialize = num_micro_batches == 1, rematerialize
         self.active = True
+        self.copies = self.gathered_bytes = self.reduced_bytes = 0
+        self.clock.settle()
         for layer, placement in zip(self.layers, placements, strict=True):
             self._plan(layer, placement)
         self._require_agreement()
@@ -233,6 +242,7 @@ class Materializer:
                 group=self._reductions.group,
                 rank=self._rank,
             )
+            self.reduced_bytes += home.moved_bytes
         self._prefetch(index - 1)
 
     def finish_step(self) -> None:
@@ -286,6 +296,7 @@ class Materializer:
         self._gather(layer, layer.plan.gather)
 
     def _gather(self, layer: LayerReplicas, carrier: Carrier) -> None:
+        layer.launched, layer.alone_s = self.clock.mark(), carrier.alone_s
         layer.gathering = sparse_all_gather(
             [layer.weight_rows()],
             [carrier.change],
@@ -296,11 +307,16 @@ class Materializer:
         )
         layer.stage = Stage.GATHERING
         self.copies += carrier.schedule.num_transfers
+        self.gathered_bytes += carrier.moved_bytes
 
     def _finish_gather(self, layer: LayerReplicas) -> None:
         if layer.gathering is not None:
+            clock, index = self.clock, layer.shard.layer.index
+            needed = clock.mark()
             with naming(f"the gather of {layer.shard.layer.name}", self._rank):
                 layer.gathering.wait()
+            clock.add(Spent.EXPOSED, index, needed, clock.mark())
+            clock.add(Spent.HIDDEN, index, layer.launched, needed, at_most_s=layer.alone_s)
             layer.gathering = None
             layer.stage = Stage.MATERIALIZED
 

@@ -19,6 +19,7 @@ from collectives.token_exchange import exchange_rows, gather_counts
 from hecate.errors import UsageError
 from hecate.fssdp.dispatch import DispatchPlan, count_tokens, plan_dispatch
 from hecate.fssdp.experts import ExpertKernel, ExpertMath, Saved
+from hecate.fssdp.layer_clock import Spent
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.routing import RoutingLog
@@ -126,7 +127,7 @@ class RoutedExperts:
             self._materializer.extend(layer.index, wanted)
         now = replicas.plan
         quotas_WEW = policy.route(counts_WE, now.placement)
-        self._log.record_computed(layer.index, quotas_WEW.sum((0, 1)))
+        self._log.record_computed(layer.index, quotas_WEW.sum(0))
         plan = plan_dispatch(top_k_index_TK, quotas_WEW, now.held, self._rank)
         if replay is not None:
             replay.plan = plan
@@ -138,7 +139,7 @@ class RoutedExperts:
         """Slots in sent order to their weighted results in the same order, and what to keep."""
         x_RD, weights_R = self._there(x_SD, plan), self._there(weights_S, plan)
         experts = self._materializer.experts(self.shard.layer.index)
-        with self._phase("experts"):
+        with self._experts_computing():
             y_RD, saved = self._kernel.forward(
                 x_RD, weights_R, plan.rows_per_expert, experts, self._math
             )
@@ -159,7 +160,7 @@ class RoutedExperts:
         self._lifecycle.require_running(self.shard.layer.name)
         d_y_RD = self._there(d_y_SD, plan)
         experts = self._materializer.before_backward(self.shard.layer.index)
-        with self._phase("experts"):
+        with self._experts_computing():
             d_x_RD, d_weights_R = self._kernel.backward(
                 d_y_RD, x_RD, weights_R, saved, plan.rows_per_expert, experts, self._math
             )
@@ -184,6 +185,12 @@ class RoutedExperts:
             with self._named("the token exchange"):
                 rows_RD = exchange_rows(rows_RD, plan.receive_rows, plan.send_rows, self._group)
         return rows_RD
+
+    @contextmanager
+    def _experts_computing(self) -> Iterator[None]:
+        clock, layer = self._materializer.clock, self.shard.layer.index
+        with self._phase("experts"), clock.span(Spent.EXPERTS, layer):
+            yield
 
     @contextmanager
     def _named(self, collective: str) -> Iterator[None]:

@@ -60,8 +60,8 @@ class RoutingLog:
 
     def __init__(self, num_layers: int, num_experts: int, device: torch.device) -> None:
         self.counts_YE = torch.zeros(num_layers, num_experts, dtype=torch.int64, device=device)
-        self.computed_YW: dict[int, npt.NDArray[np.int64]] = {}
-        """Slots that each rank computed, ``[W]`` for each layer, as they were dealt."""
+        self.computed_EW: dict[int, npt.NDArray[np.int64]] = {}
+        """Of each layer, slots of each expert by computing rank, ``[E, W]``, as they were dealt."""
         self.global_tokens = 0
         """Tokens of the micro-batch just run, over all ranks, as its last MoE layer saw them."""
         self._routed: dict[int, list[npt.NDArray[np.int64]]] = {}
@@ -70,7 +70,7 @@ class RoutingLog:
 
     def begin_step(self) -> None:
         self.counts_YE = torch.zeros_like(self.counts_YE)
-        self.computed_YW = {}
+        self.computed_EW = {}
         self._routed = {}
 
     def begin_micro_batch(self) -> None:
@@ -120,9 +120,9 @@ class RoutingLog:
         """Keep what the routers of all ranks chose in one layer and micro-batch of a step."""
         self._routed.setdefault(layer, []).append(counts_WE)
 
-    def record_computed(self, layer: int, slots_W: npt.NDArray[np.int64]) -> None:
+    def record_computed(self, layer: int, slots_EW: npt.NDArray[np.int64]) -> None:
         """Count the slots that each rank computes of one layer, as often as they are dealt."""
-        self.computed_YW[layer] = self.computed_YW.get(layer, 0) + slots_W
+        self.computed_EW[layer] = self.computed_EW.get(layer, 0) + slots_EW
 
     def auxiliary_loss(self, config: RouterConfig, *, global_tokens: int) -> torch.Tensor:
         """This rank's share of the weighted auxiliary losses of the micro-batch just run.

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -26,11 +27,13 @@ from torch import nn
 from collectives.placement import Placement
 from hecate.errors import UsageError
 from hecate.fssdp.between import seconds_between
+from hecate.fssdp.layer_clock import Spent
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.norm import clip_gradients, grad_square_sum
+from hecate.fssdp.observed import StepMetrics
 from hecate.fssdp.remembered import machine_digest, remembered
-from hecate.fssdp.reshard import OwnedTables, move_owners, rows_in_state
+from hecate.fssdp.reshard import OwnedTables, move_owners, moves_between, rows_in_state
 from hecate.fssdp.room import Rematerialize, Room
 from hecate.fssdp.routing import RouterConfig, RoutingLog
 from hecate.fssdp.shards import ExpertShard
@@ -51,7 +54,8 @@ class ShardedExperts:
     ``owners`` keep the experts between steps; what a step materializes beside them is the
     policy's to say, from the loads of the steps before. Gradients are the sum over ranks, or with
     ``average_gradients`` their mean, as FSDP2 and DDP give for the dense part by default. A forward
-    pass outside a step computes on the owners alone, and has no backward pass.
+    pass outside a step computes on the owners alone, and has no backward pass. ``metrics``: what
+    the last step did.
     """
 
     ctx: ParallelContext
@@ -71,6 +75,8 @@ class ShardedExperts:
     copies_bytes: int
     costs_folder: Path
     step_number: int = -1
+    metrics: StepMetrics | None = None
+    _planned: tuple[Placement, ...] = ()
     _steps_begun: int = 0
     _room: Room | None = None
     _auxiliary_asked: bool = False
@@ -107,6 +113,7 @@ class ShardedExperts:
         if fitted.dropped and not self._said_short:
             self._said_short = True
             self._say_short(fitted.dropped, step)
+        self._planned = fitted.placements
         self.materializer.begin_step(
             fitted.placements, num_micro_batches, rematerialize=fitted.rematerialize
         )
@@ -187,12 +194,37 @@ class ShardedExperts:
                 "to 0",
             )
         self.log.begin_micro_batch()
+        held = tuple(layer.plan.placement for layer in self.materializer.layers)
         self.materializer.finish_step()
+        self.metrics = self._observed(held)
         if self.average_gradients and self.ctx.world_size > 1:
             for shard in self.shards:
                 if shard.parameter.grad is not None:
                     shard.parameter.grad.div_(self.ctx.world_size)
         self.loads.push(self.log.counts_YE.cpu().numpy())
+
+    def _observed(self, held: tuple[Placement, ...]) -> StepMetrics:
+        shapes = [(own.num_chunks, own.world_size) for own in self.owners]
+        nothing = [np.zeros(shape, dtype=np.int64) for shape in shapes]
+        return StepMetrics(
+            step=self.step_number,
+            owners=self.owners,
+            planned=self._planned,
+            held=held,
+            computed=tuple(map(self.log.computed_EW.get, range(len(nothing)), nothing)),
+            copies=self.materializer.copies,
+            gathered_bytes=self.materializer.gathered_bytes,
+            reduced_bytes=self.materializer.reduced_bytes,
+        )
+
+    def layer_seconds(self) -> dict[Spent, list[float]]:
+        """This rank's seconds of each layer, ``[Y]``, since they were last asked for.
+
+        Hidden gather time is what lies between a gather's launch and the first need of its copies,
+        but no more than the gather should take by itself. On CUDA a step's seconds may come with
+        the next call, since nothing waits for them.
+        """
+        return self.materializer.clock.take()
 
     def grad_square_sum(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
         """This rank's part of the squared norm of all gradients; see ``norm.grad_square_sum``."""
@@ -219,6 +251,8 @@ class ShardedExperts:
         self.lifecycle.end()
         owners = self.policy.new_owners(self.step_number, self.loads, self.owners)
         if owners is not self.owners:
+            assert self.metrics is not None
+            self.metrics = replace(self.metrics, moved=len(moves_between(self.owners, owners)))
             self.move_owners(owners, *optimizers)
         self.refresh()
         self._update_router_bias()

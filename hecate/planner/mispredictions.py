@@ -39,34 +39,33 @@ def mispredictions(
     ``planned``: holders by the plan; ``held``: at the end of the step, late copies among them.
     ``computed_EW``: slots of each expert that each rank computed, ``[E, W]``, over micro-batches.
     """
-    idle, alone = 0, []
-    for expert, (own, early, late) in enumerate(
-        zip(owners.holders, planned.holders, held.holders, strict=True)
-    ):
-        idle += sum(1 for rank in early if rank not in own and not computed_EW[expert, rank])
-        if len(early) == 1 and len(late) == 1:
+    idle, added, alone = 0, 0, []
+    for expert, (early, late) in enumerate(zip(planned.holders, held.holders, strict=True)):
+        if len(early) > 1:
+            own = owners.holders[expert]
+            idle += sum(1 for rank in early if rank not in own and not computed_EW[expert, rank])
+        elif len(late) > 1:
+            added += 1
+        else:
             alone.append(expert)
-    added = sum(
-        1
-        for early, late in zip(planned.holders, held.holders, strict=True)
-        if len(early) == 1 and len(late) > 1
-    )
     return Mispredictions(idle, added + _needed(computed_EW, alone))
 
 
 def _needed(computed_EW: Counts, alone: Sequence[int]) -> int:
     """The fewest of the experts ``alone`` that make up the surpluses of overloaded ranks.
 
-    An expert without slots never counts, and where all of a rank's are too few, all count.
+    Each was computed by its owner. An expert without slots never counts, and where all of a rank's
+    are too few, all count.
     """
     loads_W = computed_EW.sum(0)
     mean = float(loads_W.mean())
-    needed = 0
-    for rank in np.flatnonzero(loads_W > OVERLOADED * mean).tolist():
-        surplus = float(loads_W[rank]) - mean
-        for slots in sorted((int(computed_EW[expert, rank]) for expert in alone), reverse=True):
-            if surplus <= 0 or not slots:
-                break
-            surplus -= slots
-            needed += 1
-    return needed
+    surplus_W = np.where(loads_W > OVERLOADED * mean, loads_W - mean, 0.0)
+    if not len(alone) or not surplus_W.any():
+        return 0
+    slots_E = computed_EW[alone]
+    rank_E, slots_E = slots_E.argmax(1), slots_E.max(1)  # of those that one rank alone computes
+    order = np.lexsort((-slots_E, rank_E))  # rank by rank, the largest first
+    rank_E, slots_E = rank_E[order], slots_E[order]
+    before_E = np.cumsum(slots_E) - slots_E
+    before_E -= before_E[np.searchsorted(rank_E, rank_E)]  # only the larger ones of its rank
+    return int(((before_E < surplus_W[rank_E]) & (slots_E > 0)).sum())

@@ -12,6 +12,7 @@
 | loop.py | executes | steps, logging, checkpoints, evaluations |
 | state.py | executes | a trainer -> named tensors of a checkpoint |
 | run.py, evaluate.py, generate.py | executes | what the commands do |
+| expert_figures.py | decides | steps, seconds of all ranks -> what the log says of experts |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
 | host_memory.py | executes | keeps freed memory with the process |
 | loads.py | executes | each step's router loads -> a file, and back |

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from hecate.checkpoint.store import CheckpointStore
 from hecate.data import MicroBatch, TokenizedCorpus, TrainStream
-from hecate.mesh import ParallelContext
+from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
 from hecate.train.evaluate import evaluation
+from hecate.train.expert_figures import ExpertTally, seconds_table, time_figures
 from hecate.train.loads import LoadsRecorder
 from hecate.train.logging import Sink, Value
 from hecate.train.memory import memory_values
@@ -40,6 +43,7 @@ class Interval:
     tokens: int = 0
     flops: float = 0.0
     losses: list[float] = field(default_factory=list)
+    experts: ExpertTally = field(default_factory=ExpertTally)
 
 
 class TrainingLoop:
@@ -103,6 +107,7 @@ class TrainingLoop:
         interval.steps += 1
         interval.tokens += result.tokens
         interval.losses.append(result.loss)
+        interval.experts.add(result.experts)
         interval.flops += self._flops.of(
             tokens=result.tokens,
             assignments_Y=result.counts_YE.sum(1).tolist(),
@@ -113,7 +118,7 @@ class TrainingLoop:
         elapsed_s = self._clock() - interval.started_s
         loss = sum(interval.losses) / len(interval.losses)
         facts = self._corpus.facts
-        loads = load_statistics(result.counts_YE, self._trainer.experts.owners)
+        loads = load_statistics(result.counts_YE, result.experts.owners)
         figures: dict[str, Value] = {
             "loss": loss,
             "perplexity": perplexity(loss),
@@ -129,20 +134,29 @@ class TrainingLoop:
             "load/experts_max_over_mean": [load.experts_max_over_mean for load in loads],
             "load/ranks_max_over_mean": [load.ranks_max_over_mean for load in loads],
             "load/computed_max_over_mean": [
-                max_over_mean(slots) for slots in result.computed_YW.tolist()
+                max_over_mean(slots) for slots in result.experts.computed_slots.tolist()
             ],
-            "load/copies": float(result.copies),
+            "load/copies": float(result.experts.copies),
             "load/dead_experts": [float(len(load.dead_experts)) for load in loads],
         }
+        figures |= interval.experts.figures() | time_figures(self._seconds_of_ranks())
         figures |= {f"seconds/{name}": value for name, value in self._phases.take().items()}
         figures |= memory_values(self._ctx.device)
         return figures
+
+    def _seconds_of_ranks(self) -> torch.Tensor:
+        own_SY = seconds_table(self._trainer.experts.layer_seconds())
+        seconds_WSY = torch.zeros(self._ctx.world_size, *own_SY.shape, dtype=own_SY.dtype)
+        seconds_WSY[self._ctx.rank] = own_SY
+        with naming("the seconds of all ranks", self._ctx.rank):
+            return sum_over(self._ctx.groups.control, seconds_WSY)
 
     def _evaluate(self, done: int, sequences: int) -> dict[str, float]:
         metrics = evaluation(
             self._trainer, self._corpus, self._config, self._ctx, sequences=sequences
         )
         self._phases.take()
+        self._trainer.experts.layer_seconds()
         self._log(done, {f"eval/{name}": value for name, value in metrics.items()})
         return metrics
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from hecate.data import MicroBatch
 from hecate.errors import HecateError
-from hecate.fssdp import ShardedExperts
+from hecate.fssdp import ShardedExperts, StepMetrics
 from hecate.fssdp.norm import clip_gradients
 from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.models.loss import IGNORED, CausalLoss
@@ -30,8 +29,8 @@ class StepResult:
 
     ``loss``: mean cross-entropy in nats per label. ``auxiliary_loss``: the weighted balance and z
     losses, averaged over micro-batches. ``grad_norm``: before clipping. ``counts_YE``: slots
-    routed to each expert, ``[Y, E]`` int64, CPU. ``computed_YW``: slots that each rank computed,
-    ``[Y, W]`` int64, CPU. ``copies``: experts copied in the step, over all layers and ranks.
+    routed to each expert, ``[Y, E]`` int64, CPU. ``experts``: where these were computed, and what
+    that moved.
     ``routed``: ``[micro-batch][layer]``, slots of each source rank and expert, ``[W, E]``.
     """
 
@@ -43,8 +42,7 @@ class StepResult:
     tokens: int
     labels: int
     counts_YE: torch.Tensor
-    computed_YW: torch.Tensor
-    copies: int
+    experts: StepMetrics
     routed: Routed
 
 
@@ -88,7 +86,6 @@ class TrainingStep:
         )
         with naming("the count of the step's tokens", ctx.rank):
             labels, tokens = sum_over(ctx.groups.control, sizes).tolist()
-        copied = self.experts.materializer.copies
         self.experts.begin_step(step, len(micro_batches))
         sums = torch.zeros(2, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
@@ -121,6 +118,7 @@ class TrainingStep:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.experts.end_step(self.optimizer)
+        assert self.experts.metrics is not None
         return StepResult(
             step=step,
             loss=sum_loss / max(1, labels),
@@ -130,10 +128,7 @@ class TrainingStep:
             tokens=tokens,
             labels=labels,
             counts_YE=log.counts_YE.cpu(),
-            computed_YW=torch.from_numpy(
-                np.stack([log.computed_YW[layer.index] for layer in self.experts.layers])
-            ),
-            copies=self.experts.materializer.copies - copied,
+            experts=self.experts.metrics,
             routed=log.routed,
         )
 

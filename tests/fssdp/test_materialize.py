@@ -99,7 +99,7 @@ def two_layers(
             {e: shard.grad_row(e).clone().cpu() for e in shard.expert_ids}
             for shard in experts.shards
         ],
-        "computed": [experts.log.computed_YW[layer.index].tolist() for layer in layers],
+        "computed": experts.metrics.computed_slots.tolist(),
         "slot_bytes": experts.materializer.slot_bytes,
     }
 

@@ -38,6 +38,10 @@ class Sink(Protocol):
         memory/{resident,peak_resident,device,peak_device}_bytes
         load/tokens_per_expert                               [layers][experts]
         load/{experts,ranks}_max_over_mean  load/dead_experts   [layers]
+        load/computed_max_over_mean                          [layers], as ranks computed
+        load/{idle_copies,missed_experts,straggler_wait_s}   [layers], since the last ``log``
+        load/moved_experts  {gather,reduce}/bytes            all ranks, since the last ``log``
+        gather/{exposed,hidden}_s                            [layers], mean of ranks, likewise
         eval/{loss,perplexity,bits_per_byte}                 after an evaluation
     """
 

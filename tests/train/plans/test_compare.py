@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import TOY, set_, succeed, write_config, write_corpus
+from jobs import TOY, metrics, set_, succeed, write_config, write_corpus
 from ranks import run_ranks
 
 from collectives.placement import Placement
@@ -25,13 +26,13 @@ from hecate.mesh import ParallelContext
 from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts, LoadWindow
 from hecate.planner.policies import Policy
-from hecate.planner.replay import replay
 from hecate.train.build import build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.loads import LoadsHeader, LoadsRecorder, read_loads
 from hecate.train.plans.compare import FIGURES, compare, document
 
 STEPS = 6
+EXPERT_BYTES = (3 * 32 * 16 * 4,) * 2  # gate, up and down of width 16 on 32, in fp32
 # a copy takes 100 bytes there and 200 back at 50 bytes a second: 6 s, which nothing hides
 COSTS = StepCosts(slot_s=1.0, gather_bytes=100, reduce_bytes=200, slots_per_rank=3)
 TOPOLOGY = Topology.single_node(2, Link(50.0, 0.0))
@@ -80,8 +81,11 @@ def experts_config(policy: str) -> ExpertsConfig:
 
 def train_watched(
     ctx: ParallelContext, folder: str, policy: str, accumulation: int
-) -> tuple[Watched, list[list[list[int]]], list[int]]:
-    """Some steps of the toy model on rows that favour few tokens; rank 0 records the loads."""
+) -> tuple[Watched, list[dict[str, Any]]]:
+    """Some steps of the toy model on rows that favour few tokens; rank 0 records the loads.
+
+    What the policy decided, and what each step's metrics say.
+    """
     import torch
 
     rows = 2 * accumulation
@@ -106,15 +110,15 @@ def train_watched(
             step=0,
             owners=tuple(own.owners for own in trainer.experts.owners),
             window=trainer.experts.loads.state(),
-            gather_bytes=(8, 8),
-            reduce_bytes=(8, 8),
+            gather_bytes=EXPERT_BYTES,
+            reduce_bytes=EXPERT_BYTES,
             costs=COSTS,
             topology=TOPOLOGY,
             experts=config.experts,
         )
         recorders.append(LoadsRecorder(Path(folder, "loads.jsonl"), header))
     generator = torch.Generator().manual_seed(ctx.rank)
-    computed, copies = [], []
+    ran = []
     for step in range(STEPS):
         batches = []
         for _ in range(accumulation):
@@ -123,13 +127,23 @@ def train_watched(
             positions = torch.arange(16).expand(2, 16)
             batches.append(MicroBatch(ids, ids.roll(-1, 1), positions, (16, 16)))
         result = trainer.step.run(step, batches)
-        computed.append(result.computed_YW.tolist())
-        copies.append(result.copies)
+        done = result.experts
+        ran.append(
+            {
+                "owned": done.owned_slots.tolist(),
+                "computed": done.computed_slots.tolist(),
+                "copies": done.copies,
+                "gathered_bytes": done.gathered_bytes,
+                "reduced_bytes": done.reduced_bytes,
+                "missed": list(done.mispredictions),
+                "moves": done.moved,
+            }
+        )
         for recorder in recorders:
             recorder.record(step, result.routed)
     for recorder in recorders:
         recorder.close()
-    return watched, computed, copies
+    return watched, ran
 
 
 @pytest.mark.parametrize(
@@ -139,24 +153,34 @@ def train_watched(
 def test_a_replay_decides_what_the_runtime_decided(
     policy: str, accumulation: int, tmp_path: Path
 ) -> None:
-    """Owners, planned copies, late copies and slots computed, in every step, to the number."""
-    ran = run_ranks(train_watched, 2, str(tmp_path), policy, accumulation)
-    (watched, computed, copies), (other, *same) = ran
-    assert same == [computed, copies] and other.planned == watched.planned
-    loads = read_loads(tmp_path)
-    header = loads.headers[0]
-    owners = [Placement.from_owners(row, 2) for row in header.owners]
-    fresh = policy_of(policy, header.experts, Costs(header.costs, header.topology))
-    given = (owners, header.costs, header.topology)
-    steps = list(replay(fresh, loads.steps, *given, window=header.window))
+    """Owners, copies, slots, bytes, mispredictions and moves of every step, to the number."""
+    (watched, ran), (other, same) = run_ranks(train_watched, 2, str(tmp_path), policy, accumulation)
+    assert same == ran and other.planned == watched.planned
+    comparison = compare(tmp_path, [policy])
+    (replayed,) = comparison.replays
+    steps = replayed.steps
     assert [[own.holders for own in step.owners] for step in steps] == watched.owners
     assert [[each.holders for each in step.planned] for step in steps] == watched.planned
     assert [dict(enumerate(h.holders for h in step.held)) for step in steps] == watched.held
-    assert [step.computed_YW.tolist() for step in steps] == computed
-    assert [(step.planned_copies + step.late_copies).sum() for step in steps] == copies
-    moves = [step.moves for step in steps]
+    found = [
+        {
+            "owned": step.owned_YW.tolist(),
+            "computed": step.computed_YW.tolist(),
+            "copies": (step.planned_copies + step.late_copies).sum(),
+            "gathered_bytes": gathered_bytes,
+            "reduced_bytes": reduced_bytes,
+            "missed": list(step.missed),
+            "moves": step.moves,
+        }
+        for step, gathered_bytes, reduced_bytes in zip(
+            steps, replayed.gathered_bytes, replayed.reduced_bytes, strict=True
+        )
+    ]
+    assert found == ran
+    moves = [step["moves"] for step in ran]
     assert sum(moves) > 0 if policy in ("fssdp", "swapping") else not any(moves)
-    assert sum(copies) > 0 or policy == "swapping"
+    assert sum(step["copies"] for step in ran) > 0 or policy == "swapping"
+    assert any(layer.missed_experts for step in ran for layer in step["missed"])
 
 
 def recorded(path: Path, steps: Sequence[Any], **changes: Any) -> Path:
@@ -310,6 +334,24 @@ def test_a_run_is_replayed_on_the_command_line(run: Path) -> None:
     assert "fsdp: step 2, layer 1" in shown and "rank 1    ccOO" in shown
     assert (run.parent / "plan.svg").read_text().startswith("<svg ")
     assert (run.parent / "plan.json").read_text().startswith("{")
+
+
+def test_what_the_run_logged_is_what_its_policy_does_in_the_replay(run: Path) -> None:
+    succeed("plan", run, "--policy", "fssdp", "--json", "own.json", cwd=run.parent)
+    (ours,) = json.loads((run.parent / "own.json").read_text())["policies"]
+    lines = metrics(run)
+    assert [line["load/ranks_max_over_mean"] for line in lines] == ours["imbalance_before"]
+    assert [line["load/computed_max_over_mean"] for line in lines] == ours["imbalance_after"]
+    assert [line["load/idle_copies"] for line in lines] == ours["idle_copies"]
+    assert [line["load/missed_experts"] for line in lines] == ours["missed_experts"]
+    assert [line["load/moved_experts"] for line in lines] == ours["moves"]
+    assert [line["gather/bytes"] for line in lines] == ours["gathered_bytes"]
+    assert [line["reduce/bytes"] for line in lines] == ours["reduced_bytes"]
+    assert sum(ours["gathered_bytes"]) > 0
+    for line, planned in zip(lines, ours["planned_copies"], strict=True):
+        assert all(wait >= 0 for wait in line["load/straggler_wait_s"])
+        assert [hidden > 0 for hidden in line["gather/hidden_s"]] == [n > 0 for n in planned]
+        assert [exposed > 0 for exposed in line["gather/exposed_s"]] == [n > 0 for n in planned]
 
 
 def test_a_resumed_run_keeps_the_loads_of_the_whole(run: Path) -> None:
