@@ -69,12 +69,14 @@ class LayerPlanner:
         owners: Placement,
         placement: Placement,
         *,
+        name: str,
         gather_bytes: int,
         reduce_bytes: int,
         earlier: LayerPlan | None = None,
     ) -> LayerPlan:
-        """``owners`` and their copies in ``placement``.
+        """``owners`` and their copies in ``placement``, of the layer called ``name``.
 
+        Raises ``ValueError`` for a placement that leaves out an owner, or is of other experts.
         ``gather_bytes``, ``reduce_bytes``: of one expert's weights and of its gradient.
         ``earlier``: a plan that this one adds copies to, which come after those it has.
         """
@@ -83,10 +85,10 @@ class LayerPlanner:
             there = earlier.held[rank] if earlier is not None else owners.chunks_on(rank)
             known = set(there)
             held.append(there + tuple(e for e in placement.chunks_on(rank) if e not in known))
-        rest = Change(owners, placement, gather_bytes)
+        rest = Change(owners, placement, gather_bytes, name)
         if placement.holders == owners.holders:
             return LayerPlan(placement, tuple(held), None, None, rest.digest())
-        reduction = Change(owners, placement, reduce_bytes)
+        reduction = Change(owners, placement, reduce_bytes, name)
         transport = self._reductions.pick([reduction])
         home = reduce_schedule([reduction], self._topology, hierarchical=transport.hierarchical)
         return LayerPlan(

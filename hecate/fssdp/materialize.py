@@ -21,6 +21,7 @@ from collectives.placement import Placement
 from collectives.schedule import Change
 from collectives.sparse import Handle, sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Topology
+from hecate.errors import PlacementError
 from hecate.fssdp.experts import HeldExperts
 from hecate.fssdp.layer_clock import LayerClock, Mark, Spent
 from hecate.fssdp.layer_plan import Carrier, Channel, LayerPlan, LayerPlanner
@@ -178,6 +179,7 @@ class Materializer:
                 self._rank,
                 self._world_size,
                 device=torch.device("cpu"),
+                layers=[layer.shard.layer.name for layer in self.layers],
             )
 
     def begin_micro_batch(self, *, last: bool) -> None:
@@ -214,7 +216,7 @@ class Materializer:
             layer.late.append(ReplicaSlots(shard.layer, added, weights_nC, grads_nC))
         if layer.stage == Stage.MATERIALIZED:
             extra = _beyond(layer.owners, before.placement, placement)
-            change = Change(layer.owners, extra, numel * dtype.itemsize)
+            change = Change(layer.owners, extra, numel * dtype.itemsize, shard.layer.name)
             self._gather(layer, self._planner.gather_of(change))
         else:
             self._prefetch(index)
@@ -335,14 +337,23 @@ class Materializer:
         *,
         earlier: LayerPlan | None = None,
     ) -> LayerPlan:
-        numel = shard.layer.layout.numel
-        return self._planner.plan(
-            owners,
-            placement,
-            gather_bytes=numel * shard.compute_dtype.itemsize,
-            reduce_bytes=numel * shard.parameter.dtype.itemsize,
-            earlier=earlier,
-        )
+        numel, name = shard.layer.layout.numel, shard.layer.name
+        try:
+            return self._planner.plan(
+                owners,
+                placement,
+                name=name,
+                gather_bytes=numel * shard.compute_dtype.itemsize,
+                reduce_bytes=numel * shard.parameter.dtype.itemsize,
+                earlier=earlier,
+            )
+        except ValueError as error:
+            raise PlacementError(
+                f"rank {self._rank}: the policy plans what cannot be for {name}",
+                got=str(error),
+                expected="every expert on its owner, and on other ranks beside",
+                fix="let the policy add ranks to the holders that it is given, and take none away",
+            ) from error
 
     def _resting(self, shard: ExpertShard, owners: Placement) -> LayerReplicas:
         plan = self._layer_plan(shard, owners, owners)

@@ -7,12 +7,12 @@ import signal
 from dataclasses import dataclass
 
 import pytest
-from ranks import run_mortals
+from ranks import run_mortals, run_ranks
 from scripted import Scripted
 from toy_models import toy_config
 
 from collectives import Placement
-from hecate.errors import CollectiveFailure
+from hecate.errors import CollectiveFailure, PlacementError
 from hecate.fssdp import ShardedExperts, shard_experts
 from hecate.mesh import ParallelContext
 from hecate.models.build import meta_model
@@ -110,3 +110,30 @@ def test_who_waits_for_gradients_of_a_dead_rank_says_of_which_layer(ranks_per_no
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the reduction of model.layers.1.mlp.experts failed" in text
+
+
+@dataclass(frozen=True)
+class Ownerless(Scripted):
+    """Leaves the first expert of the second layer to the rank that does not own it."""
+
+    def plan(
+        self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
+    ) -> tuple[Placement, ...]:
+        (owner,), *rest = owners[1].holders
+        return owners[0], Placement(((1 - owner,), *rest), owners[1].world_size)
+
+
+def ownerless_on_rank(ctx: ParallelContext) -> str:
+    experts = sharded(ctx, Ownerless([]))
+    with pytest.raises(PlacementError) as caught:
+        experts.begin_step(0, 1)
+    return str(caught.value)
+
+
+def test_a_policy_that_leaves_out_an_owner_hears_which_layer_and_expert():
+    for rank, text in enumerate(run_ranks(ownerless_on_rank, 2)):
+        assert f"rank {rank}: the policy plans what cannot be for model.layers.1" in text
+        assert (
+            "chunk 0 of layer model.layers.1.mlp.experts belongs to rank 0 and is held by" in text
+        )
+        assert "expected the owner among them" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,17 @@ def micro_batches(rank: int, num_experts: int, count: int) -> list[tuple[torch.T
     return batches
 
 
+class Heard(logging.Handler):
+    """What a rank's log says, one text a record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 def two_layers(
     ctx: ParallelContext,
     script: str,
@@ -62,6 +74,7 @@ def two_layers(
     steps: int,
     late: bool = False,
     transport: str = "auto",
+    copies_mib: float = 0.0,
 ) -> dict[str, Any]:
     """Two experts modules in a row, ``steps`` times; the last step's results."""
     model, source = meta_model(toy_config(FAMILY)), toy_model(FAMILY, dtype=torch.float64)
@@ -70,7 +83,9 @@ def two_layers(
         model,
         ctx,
         Scripted(SCRIPTS[script], rule, LATE[script] if late else ()),
-        config=ExpertsConfig(rematerialize=rematerialize, transport=transport),
+        config=ExpertsConfig(
+            rematerialize=rematerialize, transport=transport, copies_mib=copies_mib
+        ),
         compute_dtype=torch.float64,
         average_gradients=False,
     )
@@ -81,6 +96,8 @@ def two_layers(
     experts.refresh()
     modules = [model.get_submodule(layer.name) for layer in layers]
     optimizer = torch.optim.SGD(experts.parameters(), lr=0.0)
+    heard = Heard()
+    logging.getLogger("hecate.fssdp.sharded").addHandler(heard)
     for step in range(steps):
         results = []
         experts.begin_step(step, count)
@@ -101,6 +118,8 @@ def two_layers(
         ],
         "computed": experts.metrics.computed_slots.tolist(),
         "slot_bytes": experts.materializer.slot_bytes,
+        "copies": experts.materializer.copies,
+        "heard": heard.messages,
     }
 
 
@@ -203,7 +222,7 @@ def short_of_memory(ctx: ParallelContext, rematerialize: Any, mib: float) -> dic
 
 
 @pytest.mark.parametrize("rematerialize", [False, True, "auto"])
-def test_copies_that_memory_does_not_hold_are_left_out(rematerialize, caplog):
+def test_copies_that_memory_does_not_hold_are_left_out(rematerialize):
     numel = find_moe_layers(meta_model(toy_config(FAMILY)))[0].layout.numel
     one_mib = numel * 4 / 2**20  # weights and gradients are fp32
     experts = find_moe_layers(meta_model(toy_config(FAMILY)))[0].num_experts
@@ -214,6 +233,23 @@ def test_copies_that_memory_does_not_hold_are_left_out(rematerialize, caplog):
         assert outcome["slot_bytes"] <= 2 * wanted * numel * 4
         full = [[experts, experts]] * 2
         assert (outcome["held"] == full) == (rematerialize is not False)
+
+
+@pytest.mark.parametrize(("mib", "copies"), [(0.1, 3 * 2 * 1), (1e-6, 0), (64.0, 3 * 2 * 6)])
+def test_with_too_little_memory_it_trains_with_fewer_copies_and_says_so_once(mib, copies):
+    """Three steps; an expert is 3 x 64 x 32 elements of fp64, 48 KiB, and so is its gradient."""
+    settings = ("everything everywhere", "even", False, 1, 3, False, "p2p", mib)
+    outcomes = run_ranks(two_layers, 2, *settings)
+    assert_as_in_one_process(outcomes, 1)
+    first, second = outcomes
+    assert second["heard"] == []
+    assert first["copies"] == second["copies"] == copies
+    if copies == 3 * 2 * 6:
+        assert first["heard"] == []
+        return
+    (message,) = first["heard"]
+    assert message.startswith("step 0: no memory for ")
+    assert "experts.copies_mib" in message
 
 
 def other_plans(ctx: ParallelContext) -> str:
@@ -231,7 +267,7 @@ def other_plans(ctx: ParallelContext) -> str:
 
 def test_ranks_that_plan_differently_hear_of_it_before_anything_moves():
     for message in run_ranks(other_plans, 3):
-        assert "another plan than most: layer 1 on rank 2" in message
+        assert "another plan than most: layer model.layers.1.mlp.experts on rank 2" in message
 
 
 ON_GPUS = [
