@@ -21,7 +21,8 @@ CONFIG = {
     # with given costs nothing is measured, so that the first large messages are those of the gather
     "experts": {"policy": "fsdp", "transport": "p2p", "costs": {"slot_s": 1e-6, "copy_s": 1e-6}},
 }
-IN_THE_GATHER_BYTES = 1 << 20
+# Late enough that both ranks have counted tokens and wait for the gather, on a busy machine too.
+IN_THE_GATHER_BYTES = 2 << 20
 # Of a rank that dies in the middle of a message gloo tells only when the group's timeout is over.
 TIMEOUT_S, ENDS_WITHIN_S = 8, 20
 
@@ -72,7 +73,8 @@ def test_the_rank_that_is_left_names_the_layer_and_the_rank(tmp_path: Path, vict
     assert ranks[victim].returncode == -signal.SIGKILL
     assert done.returncode == 1
     left = 1 - victim
-    assert f"rank {left}: the gather of model.layers.0.mlp.experts failed" in done.stderr
+    failed = f"rank {left}: the gather of model.layers.0.mlp.experts failed"
+    assert failed in done.stderr, done.stderr
     assert (
         f"all-gather of layer model.layers.0.mlp.experts with rank {victim} was not over"
         in done.stderr
