@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from collectives.placement import Placement
-from collectives.topology import Link, Topology
-from hecate.config import Config, nearest_name, override_config
+from hecate.config import nearest_name, override_config
 from hecate.errors import ConfigError
 from hecate.fssdp.choice import POLICY_NAMES, policy_of
-from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.measure import Costs
-from hecate.planner.costs import NO_LIMIT
 from hecate.planner.load import Counts
-from hecate.planner.owners import even_owners
 from hecate.planner.replay import ReplayedStep, replay
 from hecate.train.loads import LoadsHeader, RecordedLoads, read_loads
+from hecate.train.plans.settings import PlanConfig, first_owners, node_of_each, replay_costs
 
 Ratios = npt.NDArray[np.float64]
-
-
-class PlanConfig(Config):
-    """What ``--set`` may change for a replay; the run's own settings are where it starts."""
-
-    experts: ExpertsConfig
 
 
 @dataclass(frozen=True)
@@ -170,9 +159,9 @@ def compare(
     loads = read_loads(source)
     header = loads.headers[-1]
     config = override_config(PlanConfig(experts=header.experts), overrides).experts
-    costs = _costs(header, config, _nodes(header, ranks, nodes), source)
+    costs = replay_costs(header, config, node_of_each(header, ranks, nodes), source)
     first = loads.headers[0]
-    owners = _owners(first, costs.topology.world_size)
+    owners = first_owners(first, costs.topology.world_size)
     replays = []
     for name in names:
         policy = policy_of(name, config, costs)
@@ -233,56 +222,6 @@ def _checked_names(policies: Sequence[str]) -> tuple[str, ...]:
                 fix=f"did you mean {near}?" if near else "leave --policy out for all of them",
             )
     return tuple(dict.fromkeys(policies)) or POLICY_NAMES
-
-
-def _nodes(header: LoadsHeader, ranks: int, nodes: int) -> tuple[int, ...]:
-    """The node of each rank: as recorded, or equal blocks."""
-    world_size = ranks or header.world_size
-    if world_size == header.world_size and not nodes:
-        return header.topology.node_of_rank
-    nodes = nodes or 1
-    if world_size < 1 or nodes < 1 or world_size % nodes:
-        raise ConfigError(
-            "these ranks do not fit on these nodes",
-            got=f"{world_size} ranks on {nodes} nodes",
-            expected="at least one rank, and as many on each node",
-            fix="choose --ranks as a multiple of --nodes",
-        )
-    return tuple(rank * nodes // world_size for rank in range(world_size))
-
-
-def _costs(
-    header: LoadsHeader, config: ExpertsConfig, node_of_rank: tuple[int, ...], source: Path
-) -> Costs:
-    """The recorded costs, and over them what ``--set`` changed, as ``measured_costs`` takes it."""
-    before, after = header.experts.costs, config.costs
-    step, inside, across = header.costs, header.topology.inside, header.topology.across
-    if after.slot_s != before.slot_s:
-        step = replace(step, slot_s=after.slot_s)
-    if after.copy_s != before.copy_s:
-        bandwidth = (step.gather_bytes + step.reduce_bytes) / (after.copy_s or math.inf)
-        inside = across = Link(bandwidth or 1.0, 0.0)
-    if after.hidden_s != before.hidden_s:
-        hidden_s = after.hidden_s
-        step = replace(step, hidden_gather_s=hidden_s, hidden_reduce_s=2 * hidden_s, overlap=1.0)
-    if after.slots_per_rank != before.slots_per_rank:
-        step = replace(step, slots_per_rank=after.slots_per_rank or NO_LIMIT)
-    step = replace(step, gathers=2 if config.rematerialize is True else 1)
-    if not step.slot_s or (header.world_size == 1 and not after.copy_s):
-        raise ConfigError(
-            f"{source} does not say what a slot and a copy cost",
-            got=f"slot_s {step.slot_s}: a run of one rank measures neither",
-            expected="seconds above 0 for both",
-            fix="--set experts.costs.slot_s=2e-5 --set experts.costs.copy_s=5e-3, or what "
-            "applies to your machine",
-        )
-    return Costs(step, Topology(node_of_rank, inside=inside, across=across))
-
-
-def _owners(header: LoadsHeader, world_size: int) -> tuple[Placement, ...]:
-    if world_size == header.world_size:
-        return tuple(Placement.from_owners(row, world_size) for row in header.owners)
-    return even_owners([len(row) for row in header.owners], world_size)
 
 
 def _gathered_bytes(step: ReplayedStep, header: LoadsHeader, gathers: int) -> int:
