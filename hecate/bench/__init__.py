@@ -25,6 +25,7 @@
 | simulated.py | decides | simulated outcomes -> a report |
 | simulator.py | executes | runs of two ranks beside what the simulator says of them -> a report |
 | micro.py | executes | what a step consists of, each part on its own |
+| dense_layers.py | executes | layers without their experts, in the trainer's own step |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
 | routing_traces.py | decides | loads to replay -> routings that have them |

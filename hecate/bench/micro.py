@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from statistics import median
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,10 +19,9 @@ from collectives.schedule import Change, gather_schedule, reduce_schedule
 from collectives.sparse import Handle, Rows, sparse_all_gather, sparse_reduce_scatter
 from collectives.token_exchange import exchange_rows, gather_counts
 from collectives.topology import Topology
+from hecate.bench.dense_layers import slowest_s, time_dense
 from hecate.bench.peers import Job
 from hecate.bench.peers.hecate_trainer import run_config
-from hecate.bench.replay import Replay
-from hecate.bench.strategies import TrainerStrategy
 from hecate.folders import cache_folder
 from hecate.fssdp.channels import AUTO, open_channels
 from hecate.fssdp.config import CostsConfig
@@ -41,14 +39,16 @@ from hecate.planner.policies import ExpertParallel, even_choices
 from hecate.simulate.measured import Line, Measurements, Rate
 from hecate.train.optim import build_optimizer
 
-DEPTH = 3  # layers of the model without experts; whole runs may have more
 SHORT_REPEATS = 4  # as many more of what takes milliseconds, which varies more
 Once = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class MicroBenchmarks:
-    """Everything that steps of ``job.workload`` are made of, the median of ``repeats`` each."""
+    """Everything that steps of ``job.workload`` are made of; the same on all ranks.
+
+    The median of ``repeats`` each, more of what is short.
+    """
 
     job: Job
     repeats: int
@@ -90,87 +90,6 @@ class MicroBenchmarks:
             reckoned=reckoned,
             topology=costs.topology,
         )
-
-
-@dataclass(frozen=True)
-class DenseSeconds:
-    """One layer, both passes; what a step has once; the update of one parameter."""
-
-    forward_s: float
-    backward_s: float
-    ends_s: float
-    optimizer_s: float
-
-
-def time_dense(job: Job, ctx: ParallelContext, repeats: int) -> DenseSeconds:
-    """A model of ``DEPTH`` layers whose tokens pass the experts by, as the trainer runs it.
-
-    A layer's time goes from its own start to the next one's, so that the exchange of its weights
-    and gradients is in it.
-    """
-    work = job.workload
-    shallow = replace(work, sizes={**work.sizes, "num_hidden_layers": DEPTH})
-    nobody = np.zeros((1, DEPTH, work.num_experts), dtype=np.int64)
-    strategy = TrainerStrategy(
-        replace(job, workload=shallow),
-        ctx,
-        Replay(nobody, top_k=work.top_k, rank=ctx.rank),
-        experts={"policy": "expert_parallel"},
-    )
-    strategy.pass_experts_by()
-    marks = _LayerMarks(strategy.trainer.model)
-    steps: list[tuple[float, float, float, float]] = []
-    for number in range(2 + repeats):
-        marks.clear()
-        strategy.phases()
-        dist.barrier(group=ctx.groups.control)
-        started = time.perf_counter()
-        strategy.run(number)
-        step_s = time.perf_counter() - started
-        steps.append((step_s, *marks.seconds(), strategy.phases()["optimizer"]))
-    step_s, forward_s, backward_s, optimizer_s = (
-        median(part) for part in zip(*steps[2:], strict=True)
-    )
-    dense = sum(parameter.numel() for parameter in strategy.trainer.dense.values())
-    return DenseSeconds(
-        forward_s,
-        backward_s,
-        max(0.0, step_s - DEPTH * (forward_s + backward_s) - optimizer_s),
-        optimizer_s / (dense / ctx.world_size),
-    )
-
-
-@dataclass
-class _LayerMarks:
-    """When the decoder layers of a model begin their forward passes and end their backward ones."""
-
-    model: nn.Module
-    begins: list[float] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        blocks = set(getattr(self.model, "_no_split_modules", None) or ())
-        for module in self.model.modules():
-            # a sharded module's class is made from its own
-            if blocks & {base.__name__ for base in type(module).__mro__}:
-                module.register_forward_pre_hook(self._begin)
-
-    def _begin(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self.begins.append(time.perf_counter())
-        if args[0].requires_grad:
-            args[0].register_hook(lambda gradient: self.ends.append(time.perf_counter()))
-
-    def clear(self) -> None:
-        self.begins.clear()
-        self.ends.clear()
-
-    def seconds(self) -> tuple[float, float]:
-        """Of a layer's forward pass and of its backward pass."""
-        return _mean_gap(self.begins), _mean_gap(self.ends)
-
-
-def _mean_gap(marks: list[float]) -> float:
-    return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
 class _Bench:
@@ -218,7 +137,7 @@ class _Bench:
                 marks.append(time.perf_counter())
             passes.append((marks[1] - marks[0], marks[2] - marks[1]))
         forward, backward = zip(*passes[1:], strict=True)
-        return median(forward), median(backward)
+        return slowest_s(forward, self._ctx), slowest_s(backward, self._ctx)
 
     def _held(self) -> ReplicaSlots:
         ids = tuple(range(self._own))
@@ -382,11 +301,11 @@ class _Bench:
         dist.barrier(group=self._ctx.groups.control)
 
     def _time(self, once: Once) -> float:
-        """The median of this rank's seconds; all ranks begin together."""
+        """Seconds until the last rank is done; all begin together."""
         taken = []
         for _ in range(1 + SHORT_REPEATS * self._repeats):
             self._meet()
             started = time.perf_counter()
             once()
             taken.append(time.perf_counter() - started)
-        return median(taken[1:])
+        return slowest_s(taken[1:], self._ctx)

@@ -1,8 +1,7 @@
 """``hecate bench simulator``: what the simulator says of runs that it has not seen, beside them.
 
 Each row is training on two ranks here, timed, and the same steps on the simulator, whose constants
-are micro-benchmarks' of the same shapes. One factor is fitted, on the time of expert parallelism in
-a run that is no row.
+are micro-benchmarks' of the same shapes, taken before and after. Nothing is fitted to any run.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from hecate.bench.workloads import DEMO, TWO_RANKS, Workload, write_batches
 from hecate.data import DataConfig
 from hecate.data.progress import progress_bars
 from hecate.planner.load import Counts
-from hecate.simulate.measured import Measurements, Sizes
-from hecate.simulate.measured import slowest as slowest_rank
+from hecate.simulate.measured import Measurements, Sizes, mean_of
 from hecate.simulate.measured_run import simulate_steps
+from hecate.simulate.step import StepTime
 from hecate.simulate.strategies import STRATEGIES
 from hecate.train.optim import OptimizerConfig
 
@@ -81,7 +80,6 @@ class Scene:
 HALF = _model("d256 f368", hidden=256, width=368, experts=16, layers=4, rows=16)
 WIDE = _model("d256 f1344", hidden=256, width=1344, experts=16, layers=4, rows=8)
 SHORT = _model("d384 f512", hidden=384, width=512, experts=8, layers=5, rows=4)
-FITTED = _model("d256 f768", hidden=256, width=768, experts=8, layers=3, rows=8)
 
 ALL = (BASELINE, "fssdp", "shadowing", "swapping", "replication", "fsdp", "force_balanced")
 FEW = (BASELINE, "fssdp", "shadowing", "fsdp")
@@ -90,26 +88,23 @@ MOVING = (BASELINE, "fssdp", "swapping", "replication")
 
 @dataclass(frozen=True)
 class Setting:
-    """``fitted``: the run of the one factor. ``repeats``: of each micro-benchmark."""
+    """``repeats``: of each micro-benchmark before a scene, and after it again."""
 
-    fitted: Scene
     scenes: tuple[Scene, ...]
     repeats: int
     data: DataConfig = DataConfig()
 
 
 QUICK = Setting(
-    Scene(FITTED, "hot_1.5", (BASELINE,), 5),
     (
         Scene(HALF, "hot_1.9", FEW, 4),
         Scene(WIDE, "hot_1.5", FEW, 4),
         Scene(WIDE, "one_hot", (BASELINE, "shadowing"), 4),
         Scene(SHORT, "rotating", MOVING, 1),
     ),
-    repeats=5,
+    repeats=3,
 )
 WHOLE = Setting(
-    Scene(FITTED, "hot_1.5", (BASELINE,), 15),
     (
         Scene(HALF, "hot_1.9", ALL, 7),
         Scene(HALF, "burst", MOVING, 1),
@@ -119,7 +114,7 @@ WHOLE = Setting(
         Scene(SHORT, "hot_1.9", ALL, 15),
         Scene(SHORT, "rotating", MOVING, 3),
     ),
-    repeats=11,
+    repeats=5,
 )
 
 
@@ -145,11 +140,8 @@ def compare(setting: Setting, console: Console, *, load_before: float) -> Report
             keep_freed_memory=True,
         ) as crew:
             runs = _Runs(crew, setting, folder, console)
-            fitted = runs.of(setting.fitted)[0]
-            held_out = [run for scene in setting.scenes for run in runs.of(scene)]
-    efficiency = fitted.simulated_s / fitted.measured_s
-    rows = tuple(run.row(efficiency) for run in held_out)
-    return _report(setting, fitted, rows, efficiency, runs.micro, load_before)
+            rows = [run.row() for scene in setting.scenes for run in runs.of(scene)]
+    return _report(setting, rows, runs.micro, load_before)
 
 
 @dataclass(frozen=True)
@@ -162,9 +154,8 @@ class Run:
     simulated_s: float
     charged_ms: dict[str, float]
 
-    def row(self, efficiency: float) -> Row:
-        simulated_s = self.simulated_s / efficiency
-        error = simulated_s / self.measured_s - 1
+    def row(self) -> Row:
+        error = self.simulated_s / self.measured_s - 1
         work = self.scene.work
         return {
             "model": work.name,
@@ -172,7 +163,7 @@ class Run:
             "trace": self.scene.trace,
             "policy": self.policy,
             "measured_ms": 1e3 * self.measured_s,
-            "simulated_ms": 1e3 * simulated_s,
+            "simulated_ms": 1e3 * self.simulated_s,
             "error": error,
             "within": abs(error) <= WITHIN,
             "simulated_parts_ms": dict(self.charged_ms),
@@ -180,7 +171,7 @@ class Run:
 
 
 class _Runs:
-    """Micro-benchmarks of each model once, then its scenes, on the ranks of ``crew``."""
+    """Scenes, and micro-benchmarks of their models around each, on the ranks of ``crew``."""
 
     def __init__(self, crew: Crew, setting: Setting, folder: Path, console: Console) -> None:
         self._crew, self._setting = crew, setting
@@ -193,10 +184,6 @@ class _Runs:
         trace = _trace(scene)
         work = replace(work, sizes={**work.sizes, "num_experts_per_tok": trace.top_k})
         job = self._job(work)
-        key = f"{work.name}, top {work.top_k}"
-        if key not in self.micro:
-            task = MicroBenchmarks(job, self._setting.repeats)
-            self.micro[key] = slowest_rank(self._crew.do(task, timeout_s=TIMEOUT_S))
         round_steps = PERIOD if trace.moves else 1
         timed = range(FIRST_STEP, FIRST_STEP + scene.rounds * round_steps)
         counts_SYE = counted(
@@ -206,29 +193,29 @@ class _Runs:
             num_tokens=work.tokens_per_step // TWO_RANKS.world_size,
             top_k=trace.top_k,
         )
-        runs = []
+        before = self._measured(job)
         courses = self._courses(scene, job, counts_SYE, round_steps)
+        measured = mean_of([before, self._measured(job)])
+        self.micro[f"{work.name}, {scene.trace}"] = measured
+        runs = []
         for policy, course in courses.items():
-            steps = simulate_steps(
-                self.micro[key], sizes_of(work), STRATEGIES[policy], counts_SYE, timed
-            )
+            steps = simulate_steps(measured, sizes_of(work), STRATEGIES[policy], counts_SYE, timed)
             simulated = Course(tuple(timed), tuple(step.step_s for step in steps))
-            parts = {name for step in steps for name in step.charged_s}
-            charged = {
-                name: 1e3 * sum(step.charged_s.get(name, 0.0) for step in steps) / len(steps)
-                for name in sorted(parts)
-            }
             runs.append(
                 Run(
                     scene,
                     policy,
                     median(round_seconds(course, round_steps)),
                     median(round_seconds(simulated, round_steps)),
-                    charged,
+                    _charged_ms(steps),
                 )
             )
         self._tell(runs)
         return runs
+
+    def _measured(self, job: Job) -> Measurements:
+        task = MicroBenchmarks(job, self._setting.repeats)
+        return self._crew.do(task, timeout_s=TIMEOUT_S)[0]
 
     def _courses(
         self, scene: Scene, job: Job, counts_SYE: Counts, round_steps: int
@@ -285,6 +272,15 @@ class _Runs:
         )
 
 
+def _charged_ms(steps: Sequence[StepTime]) -> dict[str, float]:
+    """What a mean step of a mean rank was spent on."""
+    parts = {name for step in steps for name in step.charged_s}
+    return {
+        name: 1e3 * sum(step.charged_s.get(name, 0.0) for step in steps) / len(steps)
+        for name in sorted(parts)
+    }
+
+
 def _trace(scene: Scene) -> Trace:
     traces = synthetic_traces(scene.work.num_experts, TWO_RANKS.world_size, scene.work.top_k)
     return next(trace for trace in traces if trace.name == scene.trace)
@@ -313,9 +309,7 @@ def sizes_of(work: Workload) -> Sizes:
 
 def _report(
     setting: Setting,
-    fitted: Run,
     rows: Sequence[Row],
-    efficiency: float,
     micro: dict[str, Measurements],
     load_before: float,
 ) -> Report:
@@ -325,13 +319,10 @@ def _report(
         "worst_error": max(errors),
         "median_error": median(errors),
         "within_15_percent": sum(bool(row["within"]) for row in rows),
-        "efficiency": efficiency,
     }
     notes = [
         "simulated ms are simulated: from micro-benchmarks of the same shapes on the same ranks, "
-        "none of which is a step with experts",
-        f"one factor, {efficiency:.3f}, is fitted: on {fitted.policy}, {fitted.scene.work.name}, "
-        f"{fitted.scene.trace}, which is no row; every simulated time is divided by it",
+        "before and after the runs; none of them is a step with experts, and nothing is fitted",
         "ms: medians over rounds; a round is a step, or a mean step of a period of "
         f"{PERIOD} where loads move. error: simulated over measured, less 1",
     ]
@@ -340,7 +331,6 @@ def _report(
     settings: dict[str, JsonValue] = {
         "seed": SEED,
         "repeats": setting.repeats,
-        "fitted": fitted.row(1.0),  # type: ignore[dict-item]
         "models": {scene.work.name: dict(scene.work.sizes) for scene in setting.scenes},
         "micro": {name: _shown(measured) for name, measured in micro.items()},
     }

@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 
 from hecate.bench import document, machine_facts, render, source_commit, write_json
+from hecate.bench.report import write_text
 from hecate.bench.simulated import simulated_report
 from hecate.errors import ConfigError
 from hecate.simulate.files import load_cluster, load_workload
+from hecate.simulate.picture import draw_scaling
 from hecate.simulate.run import QUICK
 from hecate.simulate.strategies import STRATEGIES, strategy_named
 from hecate.simulate.sweep import sweep
@@ -39,6 +41,9 @@ def command(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Override one key of each workload."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw it over devices here.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows here.")] = None,
 ) -> None:
     """Simulate steps of training under each policy; every row says that it is simulated."""
@@ -49,6 +54,8 @@ def command(
     rows = [row for each in workloads for row in sweep(described, each, counts, strategies, QUICK)]
     report = simulated_report(described, workloads, rows, QUICK)
     render(report, Console())
+    if picture is not None:
+        write_text(picture, draw_scaling(described.name, rows))
     if json is not None:
         commit = source_commit(CHECKOUT)
         write_json(json, document(report, commit=commit, machine=machine_facts()))

@@ -16,5 +16,6 @@
 | measured.py | decides | micro-benchmarks of this machine -> seconds of everything |
 | measured_run.py | decides | these, a trace, a policy -> training steps |
 | sweep.py | decides | devices, strategies -> outcomes beside expert parallelism |
+| picture.py | decides | outcomes -> a picture of scaling |
 | files.py | executes | names and paths -> clusters and workloads |
 """

@@ -7,7 +7,8 @@ with what it receives, and a transfer takes time from the computation beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Seconds on the slowest rank, all ranks at work at once.
+    """Seconds until the slowest rank is done, all ranks at work at once.
 
     ``layer_*``: one decoder layer that passes its experts by, the exchange of its dense weights and
     gradients included, which nothing hides here. ``ends_s``: embeddings, head, loss and what else
@@ -164,22 +165,15 @@ class Measurements:
         )
 
 
-def slowest(ranks: Sequence[Measurements]) -> Measurements:
-    """The slowest rank's figure of each; what the planner reckons with is the same on all."""
-    chosen = {}
+def mean_of(measured: Sequence[Measurements]) -> Measurements:
+    """Between measurements at several times; what the planner reckons with is the first one's."""
+    means: dict[str, Any] = {}
     for each in fields(Measurements):
-        values = [getattr(rank, each.name) for rank in ranks]
+        values = [getattr(one, each.name) for one in measured]
         if isinstance(values[0], float):
-            chosen[each.name] = max(values)
-        elif isinstance(values[0], Line):
-            chosen[each.name] = Line(*_largest(values))
-        elif isinstance(values[0], Rate):
-            chosen[each.name] = Rate(*_largest(values))
+            means[each.name] = float(np.mean(values))
+        elif isinstance(values[0], Line | Rate):
+            means[each.name] = type(values[0])(*np.mean([astuple(v) for v in values], 0).tolist())
         else:
-            chosen[each.name] = values[0]
-    return Measurements(**chosen)
-
-
-def _largest(values: Sequence[object]) -> list[float]:
-    names = [each.name for each in fields(values[0])]  # type: ignore[arg-type]
-    return [max(float(getattr(value, name)) for value in values) for name in names]
+            means[each.name] = values[0]
+    return Measurements(**means)

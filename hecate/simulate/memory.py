@@ -44,8 +44,9 @@ def memory_of(
     copies_Y: Sequence[float],
     rematerialize: bool,
     activation_bytes: float,
+    devices: int = 1,
 ) -> Memory:
-    """The device that owns ``owned_experts`` over all layers and holds ``copies_Y`` of each layer.
+    """One of ``devices``, which owns ``owned_experts`` over all layers and holds ``copies_Y``.
 
     Without ``rematerialize`` the copies of all layers are kept from forward to backward, and the
     gradients of one layer's; with it, parameters and gradients of one layer's.
@@ -53,14 +54,32 @@ def memory_of(
     most = max(copies_Y, default=0)
     kept = most if rematerialize else sum(copies_Y)
     expert = workload.expert_parameters
-    each_bytes = workload.parameter_bytes + workload.gradient_bytes + workload.state_bytes
-    owned = owned_experts * expert + workload.whole_dense_parameters
     return Memory(
-        owned_bytes=owned * each_bytes,
+        owned_bytes=owned_experts * _expert_bytes(workload, devices)
+        + _dense_bytes(workload, devices),
         copied_parameter_bytes=kept * expert * workload.parameter_bytes,
         copied_gradient_bytes=most * expert * workload.gradient_bytes,
         activation_bytes=activation_bytes,
     )
+
+
+def _expert_bytes(workload: WorkloadConfig, devices: int) -> float:
+    """What an owner keeps of one expert."""
+    groups = workload.num_groups(devices) if workload.sharded else 1
+    each_bytes = workload.parameter_bytes + workload.gradient_bytes
+    return workload.expert_parameters * (each_bytes + workload.state_bytes / groups)
+
+
+def _dense_bytes(workload: WorkloadConfig, devices: int) -> float:
+    """What a device keeps of all that is dense; sharded, its largest layer whole besides."""
+    whole_bytes = workload.whole_dense_parameters * workload.owned_bytes_per_parameter
+    if not workload.sharded:
+        return whole_bytes
+    largest = max(
+        workload.dense_parameters, workload.dense_layer_parameters, workload.head_parameters
+    )
+    gathered = largest * (workload.parameter_bytes + workload.gradient_bytes)
+    return whole_bytes / devices + gathered
 
 
 def activation_bytes(

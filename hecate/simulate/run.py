@@ -7,7 +7,7 @@ policies see every step's loads. Devices beyond one group of expert ranks are co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,9 +54,9 @@ class GroupSteps:
     between_s: float
     copies_YW: npt.NDArray[np.int64]
     imbalance: float
+    most_imbalance: float
     hot: int
     kept: int
-    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Outcome:
     charged_s: dict[str, float]
     tokens_per_s: float
     copies: float
+    memory: Memory
     group: GroupSteps
     last: StepTime
 
@@ -123,8 +124,9 @@ class _Group:
         self._num_experts = workload.num_experts(devices)
         self._costs = data_sheet_costs(cluster, workload)
         self._network = group_network(cluster, self._world_size)
-        self._stored_scores = not cluster.device.fused_attention
-        self._kept = self._slots(cluster.device.memory_bytes)
+        self._cluster = cluster
+        # more than all experts nobody can hold
+        self.kept = min(self._slots(cluster.device.memory_bytes), self._num_experts)
         step_costs, topology = self._step_costs(), self._network.topology
         self._hot = min(step_costs.overlap_experts(topology), self._num_experts)
         self._policy = build_policy(strategy, step_costs, topology)
@@ -132,20 +134,14 @@ class _Group:
     def _owned(self) -> float:
         return self._num_experts * self._workload.layers / self._world_size
 
-    def _activations(self, busiest_over_mean: float) -> float:
-        return activation_bytes(
-            self._workload,
-            busiest_over_mean=busiest_over_mean,
-            stored_scores=self._stored_scores,
-        )
-
     def _slots(self, device_bytes: float) -> int:
         used = memory_of(
             self._workload,
             owned_experts=self._owned(),
             copies_Y=(),
             rematerialize=False,
-            activation_bytes=self._activations(1.0),
+            activation_bytes=activations(self._cluster, self._workload, 1.0),
+            devices=self._devices,
         )
         remat = self._strategy.rematerialize
         free = device_bytes - used.total_bytes
@@ -162,7 +158,7 @@ class _Group:
             hidden_gather_s=costs.layer_forward_s,
             hidden_reduce_s=costs.layer_backward_s,
             gathers=2 if self._strategy.rematerialize else 1,
-            slots_per_rank=self._kept,
+            slots_per_rank=self.kept,
         )
 
     def play(self, trace: Trace) -> GroupSteps:
@@ -187,23 +183,50 @@ class _Group:
             between_s=moving_s * self._workload.layers / num_layers,
             copies_YW=most,
             imbalance=float(np.mean(uneven)),
+            most_imbalance=float(np.max(uneven)),
             hot=self._hot,
-            kept=self._kept,
-            memory=self._memory(most, float(np.max(uneven))),
+            kept=self.kept,
         )
 
-    def _memory(self, copies_YW: npt.NDArray[np.int64], busiest_over_mean: float) -> Memory:
-        layers = self._workload.layers
-        repeats = math.ceil(layers / len(copies_YW))
-        fullest = int(copies_YW.sum(0).argmax())
-        copies_Y = np.tile(copies_YW[:, fullest], repeats)[:layers]
-        return memory_of(
-            self._workload,
-            owned_experts=self._owned(),
-            copies_Y=copies_Y.tolist(),
-            rematerialize=self._strategy.rematerialize,
-            activation_bytes=self._activations(busiest_over_mean),
-        )
+
+def activations(
+    cluster: ClusterConfig, workload: WorkloadConfig, busiest_over_mean: float
+) -> float:
+    """Bytes of them on the rank that computes most slots."""
+    return activation_bytes(
+        workload,
+        busiest_over_mean=busiest_over_mean,
+        stored_scores=not cluster.device.fused_attention,
+    )
+
+
+def copies_kept(
+    cluster: ClusterConfig, workload: WorkloadConfig, devices: int, strategy: Strategy
+) -> int:
+    """The paper's *m*: what a group plans depends on the number of devices by it alone."""
+    return _Group(cluster, workload, devices, strategy).kept
+
+
+def _memory(
+    cluster: ClusterConfig,
+    workload: WorkloadConfig,
+    devices: int,
+    strategy: Strategy,
+    group: GroupSteps,
+) -> Memory:
+    """Of the device with most copies."""
+    layers, copies_YW = workload.layers, group.copies_YW
+    repeats = math.ceil(layers / len(copies_YW))
+    fullest = int(copies_YW.sum(0).argmax())
+    copies_Y = np.tile(copies_YW[:, fullest], repeats)[:layers]
+    return memory_of(
+        workload,
+        owned_experts=workload.num_experts(devices) * layers / workload.group_size(devices),
+        copies_Y=copies_Y.tolist(),
+        rematerialize=strategy.rematerialize,
+        activation_bytes=activations(cluster, workload, group.most_imbalance),
+        devices=devices,
+    )
 
 
 def time_steps(
@@ -216,6 +239,10 @@ def time_steps(
     """The engine's verdict on a planned group when ``devices`` devices train together."""
     costs = data_sheet_costs(cluster, workload)
     world_size = workload.group_size(devices)
+    owned = workload.num_experts(devices) * workload.layers / world_size
+    if workload.sharded:  # every device updates its part of what is spread
+        costs = replace(costs, optimizer_s=costs.optimizer_s / devices)
+        owned /= workload.num_groups(devices)
     topology = cluster.topology(devices)
     times = []
     for few in group.steps:
@@ -225,7 +252,7 @@ def time_steps(
             dense=_dense_work(cluster, workload, devices),
             dense_ends=all_reduce(topology, workload.end_parameters * workload.gradient_bytes),
             between=Work(group.between_s) if group.between_s else None,
-            owned_experts=workload.num_experts(devices) * workload.layers / world_size,
+            owned_experts=owned,
             rematerialize=strategy.rematerialize,
             recompute=workload.recompute,
         )
@@ -242,6 +269,7 @@ def time_steps(
         },
         tokens_per_s=workload.tokens * devices / step_s,
         copies=float(group.copies_YW.sum(1).mean()),
+        memory=_memory(cluster, workload, devices, strategy, group),
         group=group,
         last=times[-1],
     )
@@ -250,8 +278,10 @@ def time_steps(
 def _dense_work(cluster: ClusterConfig, workload: WorkloadConfig, devices: int) -> Work:
     """One layer's dense gradients over all devices, its experts' over the copies of the group."""
     topology = cluster.topology(devices)
-    dense = all_reduce(topology, workload.dense_parameters * workload.gradient_bytes)
-    groups = devices // workload.group_size(devices)
+    # sharded: a gather more than the two halves of a sum
+    passes = 1.5 if workload.sharded else 1.0
+    dense = all_reduce(topology, passes * workload.dense_parameters * workload.gradient_bytes)
+    groups = workload.num_groups(devices)
     if groups == 1:
         return dense
     owned = workload.num_experts(devices) / workload.group_size(devices)

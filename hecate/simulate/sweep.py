@@ -12,6 +12,7 @@ from hecate.simulate.run import (
     GroupSteps,
     Outcome,
     Sampling,
+    copies_kept,
     make_trace,
     plan_group,
     time_steps,
@@ -24,12 +25,16 @@ BASELINE = "expert_parallel"
 
 @dataclass(frozen=True)
 class Compared:
-    """One outcome beside expert parallelism and balanced routing on as many devices."""
+    """One outcome beside expert parallelism and balanced routing on as many devices.
+
+    ``fits``: whether a device has the memory.
+    """
 
     workload: WorkloadConfig
     outcome: Outcome
     speedup: float
     ceiling_share: float
+    fits: bool
 
 
 def sweep(
@@ -48,8 +53,9 @@ def sweep(
         ceiling = planner.outcome(count, STRATEGIES[CEILING]).step_s
         for strategy in strategies:
             outcome = planner.outcome(count, strategy)
+            fits = outcome.memory.total_bytes <= cluster.device.memory_bytes
             rows.append(
-                Compared(workload, outcome, base / outcome.step_s, ceiling / outcome.step_s)
+                Compared(workload, outcome, base / outcome.step_s, ceiling / outcome.step_s, fits)
             )
     return rows
 
@@ -62,14 +68,14 @@ class GroupPlanner:
     ) -> None:
         self._cluster, self._workload, self._sampling = cluster, workload, sampling
         self._traces: dict[tuple[int, int], Trace] = {}
-        self._groups: dict[tuple[Strategy, int, int], GroupSteps] = {}
+        self._groups: dict[tuple[Strategy, int, int, int], GroupSteps] = {}
 
     def outcome(self, devices: int, strategy: Strategy) -> Outcome:
         cluster, workload = self._cluster, self._workload
         size = (workload.group_size(devices), workload.num_experts(devices))
         if size not in self._traces:
             self._traces[size] = make_trace(workload, devices, self._sampling)
-        key = (strategy, *size)
+        key = (strategy, *size, copies_kept(cluster, workload, devices, strategy))
         if key not in self._groups:
             trace = self._traces[size]
             self._groups[key] = plan_group(cluster, workload, devices, strategy, trace)

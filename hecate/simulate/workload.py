@@ -32,8 +32,11 @@ class WorkloadConfig(Config):
 
     ``expert_ranks``: experts are spread over groups of at most so many devices, and groups are
     copies of one another; 0: over all devices. ``recompute``: layers are run again in the backward
-    pass. ``parameter_bytes``, ``gradient_bytes``, ``state_bytes``: of one parameter as it computes
-    and travels, of its gradient, and of what the optimizer keeps.
+    pass. ``sharded``: dense parameters, gradients and optimizer state are spread over all devices
+    and gathered layer by layer, as this trainer has them; and what the optimizer keeps of experts,
+    over the groups that are copies of one another. ``parameter_bytes``, ``gradient_bytes``,
+    ``state_bytes``: of one parameter as it computes and travels, of its gradient, and of what the
+    optimizer keeps.
     """
 
     name: str
@@ -55,6 +58,7 @@ class WorkloadConfig(Config):
     sequences_per_device: int = Field(gt=0)
     expert_ranks: int = Field(default=0, ge=0)
     recompute: bool = False
+    sharded: bool = False
     parameter_bytes: int = Field(default=2, gt=0)
     gradient_bytes: int = Field(default=2, gt=0)
     state_bytes: int = Field(default=12, gt=0)
@@ -82,6 +86,15 @@ class WorkloadConfig(Config):
     def group_size(self, devices: int) -> int:
         """Devices that share one copy of the experts."""
         return min(devices, self.expert_ranks or devices)
+
+    @property
+    def owned_bytes_per_parameter(self) -> int:
+        """With its gradient and what the optimizer keeps of it."""
+        return self.parameter_bytes + self.gradient_bytes + self.state_bytes
+
+    def num_groups(self, devices: int) -> int:
+        """Copies of the experts."""
+        return devices // self.group_size(devices)
 
     @property
     def whole_dense_parameters(self) -> int:

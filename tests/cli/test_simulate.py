@@ -15,13 +15,15 @@ ARGUMENTS = ["simulate", "paper-a", "bert-moe", "--devices", "8"]
 def test_every_row_says_that_it_is_simulated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "out.json"
+    file, picture = tmp_path / "out.json", tmp_path / "out.svg"
     words = ["--policies", "expert_parallel,fssdp_paper", "--json", str(file)]
+    words += ["--picture", str(picture)]
     assert main([*ARGUMENTS, *words]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [row["policy"] for row in rows] == ["expert_parallel", "fssdp_paper"]
     assert all(row["simulated"] is True and row["assumed"] for row in rows)
     assert rows[0]["speedup_vs_ep"] == 1
+    assert "Simulated: paper-a" in picture.read_text()
     assert capsys.readouterr().out.count("(simulated)") == 2
 
 

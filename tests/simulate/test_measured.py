@@ -10,7 +10,7 @@ import pytest
 from collectives.placement import Placement
 from collectives.topology import Link, Topology
 from hecate.planner.costs import StepCosts
-from hecate.simulate.measured import HostLinks, Line, Measurements, Rate, Sizes, slowest
+from hecate.simulate.measured import HostLinks, Line, Measurements, Rate, Sizes, mean_of
 from hecate.simulate.measured_run import simulate_steps
 from hecate.simulate.strategies import STRATEGIES, Strategy
 from hecate.simulate.timeline import Work
@@ -97,9 +97,12 @@ def test_copies_are_made_where_the_planner_reckons_that_they_pay() -> None:
     assert run(strategy, hot, fast) < run(strategy, hot)
 
 
-def test_the_slowest_rank_counts_part_by_part() -> None:
-    other = replace(MEASURED, ends_s=9.0, tokens=Rate(0.5, 0.5, 0.0), expert_forward=Line(3.0, 0.1))
-    worst = slowest([MEASURED, other])
-    assert worst.ends_s == 9.0 and worst.layer_forward_s == 10.0
-    assert worst.tokens == Rate(1.0, 0.5, 0.125)
-    assert worst.expert_forward == Line(3.0, 0.75)
+def test_what_was_measured_twice_counts_by_its_mean() -> None:
+    other = replace(
+        MEASURED, ends_s=9.0, tokens=Rate(0.5, 0.5, 0.0), expert_forward=Line(3.0, 0.25)
+    )
+    mean = mean_of([MEASURED, other])
+    assert mean.ends_s == 7.0 and mean.layer_forward_s == 10.0
+    assert mean.tokens == Rate(0.75, 0.3125, 0.0625)
+    assert mean.expert_forward == Line(2.0, 0.5)
+    assert mean.reckoned == MEASURED.reckoned

@@ -78,3 +78,12 @@ def test_activations_by_hand() -> None:
     kept = 3 * tokens * 4 * 2 + tokens * hidden + rows * 4 * 4 * 2
     again = model(recompute=True)
     assert activation_bytes(again, busiest_over_mean=1.0, stored_scores=False) == kept
+
+
+def test_sharded_state_is_spread_over_devices_and_groups() -> None:
+    # 8 experts in groups of 4 devices, of which there are 2; 12 bytes of state of each parameter
+    workload = model(sharded=True, expert_ranks=4)
+    memory = memory_of(
+        workload, owned_experts=6, copies_Y=(), rematerialize=False, activation_bytes=0, devices=8
+    )
+    assert memory.owned_bytes == 6 * 100 * (4 + 12 / 2) + 50 * 16 / 8 + 10 * 4
