@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,16 @@ class ParallelContext:
     node_of_rank: tuple[int, ...]
 
 
+# Note [Leaving]
+# --------------
+# A thread of gloo lets go of a collective's tensors after the waiting rank has gone on, and needs
+# the interpreter for it. If that is closing by then, the thread ends the process: "terminate called
+# without an active exception" (pytorch issue 190489). Groups live as long as somebody keeps the
+# context, so that closing them does not wait for it. A sleep hands the interpreter over, and the
+# thread, which has been waiting for nothing else, is done at once.
+SETTLE_S = 0.05
+
+
 @contextmanager
 def open_mesh(
     config: MeshConfig = _DEFAULT, rendezvous: Rendezvous | None = None
@@ -160,6 +171,7 @@ def open_mesh(
     finally:
         if not adopted and dist.is_initialized():
             dist.destroy_process_group()
+            time.sleep(SETTLE_S)  # see Note [Leaving]
 
 
 def _connect(groups: Sequence[dist.ProcessGroup], device: torch.device) -> None:
