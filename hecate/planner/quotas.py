@@ -89,7 +89,7 @@ class _Sharing:
     """Experts with several holders, those with the same holders in one group.
 
     ``experts`` by group, each group's from its entry of ``starts`` on. ``holders_GW``: 1 or 0;
-    ``subset_G``: the same as bits. ``between[a][b]``: the groups that ranks a and b both hold.
+    ``subset_G``: the same as bits, of few ranks. ``between[a][b]``: the groups that both hold.
     """
 
     experts: Counts
@@ -138,13 +138,14 @@ def _sharing(placement: Placement) -> _Sharing:
         for one, other in itertools.permutations(holders, 2):
             between[one][other].append(group)
     sizes = [len(experts) for experts in groups.values()]
+    few = placement.world_size <= _FEW_RANKS  # more have more subsets than fit into a number
     return _Sharing(
         experts=np.array(list(itertools.chain(*groups.values())), dtype=np.int64),
         starts=np.array([0, *itertools.accumulate(sizes[:-1])], dtype=np.int64),
         group_experts=tuple(tuple(experts) for experts in groups.values()),
         group_holders=tuple(groups),
         holders_GW=holders_GW,
-        subset_G=np.array([sum(1 << r for r in ranks) for ranks in groups], dtype=np.int64),
+        subset_G=np.array([sum(1 << r for r in ranks) if few else 0 for ranks in groups], np.int64),
         between=tuple(tuple(tuple(groups) for groups in row) for row in between),
     )
 

@@ -238,3 +238,15 @@ def test_counts_of_another_shape_are_refused():
         route(np.zeros((2, 3), np.int64), Placement.even(2, 2), [0, 0], rule="even")
     with pytest.raises(ValueError, match="nodes of 3 ranks; expected those of 2"):
         route(np.zeros((2, 2), np.int64), Placement.even(2, 2), [0, 0, 0], rule="even")
+
+
+@pytest.mark.parametrize("ranks", [63, 64, 65])
+def test_an_expert_on_the_last_of_many_ranks(ranks):
+    """No number has a bit for each of so many ranks."""
+    everyone = tuple(range(ranks))
+    counts_WE = [[0, 2]] * (ranks - 1) + [[2, 0]]
+    quotas_WEW = quotas(counts_WE, [everyone, (0, ranks - 1)], "weighted")
+    loads_W = quotas_WEW.sum((0, 1))
+    assert loads_W.sum() == 2 * ranks
+    # only the ends hold what nearly all want, and share it
+    assert sorted(loads_W[[0, -1]].tolist()) == [ranks - 1, ranks - 1]
