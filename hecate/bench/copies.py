@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from collectives.placement import Placement
-from collectives.transports import TRANSPORTS, Launch, LaunchResources, Steps, Transport
+from collectives.transports import Launch, LaunchResources, Steps, Transport
 from hecate.bench.contest import Laps
 from hecate.bench.margins import Course
 from hecate.bench.peers import Job
@@ -22,6 +22,7 @@ from hecate.mesh import ParallelContext
 from hecate.planner.load import Counts, LoadWindow
 from hecate.planner.policies import Policy
 from hecate.planner.quotas import route
+from hecate.train.build import Trainer
 
 
 class FixedCopies(Policy):
@@ -53,17 +54,27 @@ def _with_copies(owners: Placement, loads_E: Sequence[int], most_loaded: int) ->
 
 
 class GathersOnRequest:
-    """A transport whose gathers move nothing while ``skips`` is set; slots keep what they had."""
+    """Makes transports whose gathers move nothing while ``skips`` is set; slots keep what they had.
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    ``TrainerStrategy(gathers_by=...)`` takes it.
+    """
+
+    def __init__(self) -> None:
+        self.skips = False
+
+    def __call__(self, transport: Transport) -> Transport:
+        return _OnRequest(transport, self)
+
+
+class _OnRequest:
+    def __init__(self, transport: Transport, request: GathersOnRequest) -> None:
+        self._transport, self._request = transport, request
         self.name, self.hierarchical = transport.name, transport.hierarchical
         self.takes_everyone = transport.takes_everyone
         self.resources: LaunchResources = transport.resources
-        self.skips = False
 
     def gather(self, launch: Launch) -> Steps:
-        return iter(()) if self.skips else self._transport.gather(launch)
+        return iter(()) if self._request.skips else self._transport.gather(launch)
 
     def reduce(self, launch: Launch) -> Steps:
         return self._transport.reduce(launch)
@@ -85,35 +96,31 @@ class HiddenGather:
     most_loaded: int
     repeats: int
 
-    def __call__(self, ctx: ParallelContext) -> tuple[dict[str, Course], tuple[float, ...]]:
-        """The steps of this rank, ``gathered`` and ``skipped``, and seconds of the gathers alone.
+    def __call__(self, ctx: ParallelContext) -> tuple[dict[str, Course], tuple[Alone, ...]]:
+        """The steps of this rank, ``gathered`` and ``skipped``, and the gathers alone.
 
         One trainer does all of it: where gathers are skipped, slots keep the weights of the step
         before, so that everything else is the same.
         """
-        transport = GathersOnRequest(TRANSPORTS["p2p"](LaunchResources()))
-        strategy = self._strategy(ctx, transport)
+        gathers = GathersOnRequest()
+        strategy = TrainerStrategy(
+            self.job,
+            ctx,
+            _replay(self.job, self.counts_YE, ctx),
+            policy=FixedCopies(self.counts_YE, self.most_loaded),
+            gathers_by=gathers,
+        )
         laps = Laps(
             {
-                GATHERED: _Gathering(strategy, transport, skips=False),
-                SKIPPED: _Gathering(strategy, transport, skips=True),
+                GATHERED: _Gathering(strategy, gathers, skips=False),
+                SKIPPED: _Gathering(strategy, gathers, skips=True),
             },
             ctx,
         )
         for step in range(2 + self.repeats):
             laps.run(step, (GATHERED, SKIPPED), timed=step > 1)
-        transport.skips = False
-        alone = tuple(_gathers_alone_s(strategy, ctx) for _ in range(2 + self.repeats))[2:]
-        return laps.courses(), alone
-
-    def _strategy(self, ctx: ParallelContext, transport: Transport) -> TrainerStrategy:
-        return TrainerStrategy(
-            self.job,
-            ctx,
-            _replay(self.job, self.counts_YE, ctx),
-            policy=FixedCopies(self.counts_YE, self.most_loaded),
-            gather_transport=transport,
-        )
+        alone = [gathers_alone(strategy.trainer, gathers, ctx) for _ in range(2 + self.repeats)]
+        return laps.courses(), tuple(alone[2:])
 
 
 def _replay(job: Job, counts_YE: Counts, ctx: ParallelContext) -> Replay:
@@ -124,12 +131,12 @@ class _Gathering:
     """A trainer's steps with or without their gathers."""
 
     def __init__(
-        self, strategy: TrainerStrategy, transport: GathersOnRequest, *, skips: bool
+        self, strategy: TrainerStrategy, gathers: GathersOnRequest, *, skips: bool
     ) -> None:
-        self._strategy, self._transport, self._skips = strategy, transport, skips
+        self._strategy, self._gathers, self._skips = strategy, gathers, skips
 
     def prepare(self, step: int) -> None:
-        self._transport.skips = self._skips
+        self._gathers.skips = self._skips
         self._strategy.prepare(step)
 
     def run(self, step: int) -> StepFigures:
@@ -142,18 +149,35 @@ class _Gathering:
         return self._strategy.phases()
 
 
-def _gathers_alone_s(strategy: TrainerStrategy, ctx: ParallelContext) -> float:
-    """Seconds of one step's gathers, layer after layer, while nothing else runs."""
-    experts = strategy.trainer.experts
+@dataclass(frozen=True)
+class Alone:
+    """The gathers of one step while nothing else runs: how long, and how much of it some core of
+    this rank was busy, which computation on the same core cannot hide."""
+
+    seconds: float
+    busy_s: float
+
+
+def gathers_alone(trainer: Trainer, gathers: GathersOnRequest, ctx: ParallelContext) -> Alone:
+    """One step's gathers, layer after layer, less what the same takes when nothing is moved."""
+    moving, still = (_through_layers(trainer, gathers, ctx, skips=skips) for skips in (False, True))
+    return Alone(moving.seconds - still.seconds, moving.busy_s - still.busy_s)
+
+
+def _through_layers(
+    trainer: Trainer, gathers: GathersOnRequest, ctx: ParallelContext, *, skips: bool
+) -> Alone:
+    gathers.skips = skips
+    experts = trainer.experts
     placements = experts.policy.plan(0, experts.loads, experts.owners)
     dist.barrier(group=ctx.groups.control)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     experts.materializer.begin_step(placements, 1)
     for layer in experts.layers:
         experts.materializer.experts(layer.index)
-    seconds = time.perf_counter() - started
+    taken = Alone(time.perf_counter() - started, time.process_time() - busy)
     experts.materializer.finish_step()
-    return seconds
+    return taken
 
 
 @dataclass(frozen=True)

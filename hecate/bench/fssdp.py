@@ -68,12 +68,14 @@ def whole(dtype: str) -> Setting:
         TRACES,
         EVERYONE,
         peer_traces=TRACES,
-        stable_rounds=17,
+        stable_rounds=15,
         moving_rounds=3,
         peers_every=3,
     )
-    most = replace(half, work=MOST, stable_rounds=5, moving_rounds=1)
-    return Setting((half, most), recorded=DEMO, skipped=50, warm_up=2, repeats=20, dtype=dtype)
+    most = replace(
+        half, work=MOST, peer_traces=("balanced", "hot_1.9"), stable_rounds=5, moving_rounds=1
+    )
+    return Setting((half, most), recorded=DEMO, skipped=50, warm_up=2, repeats=30, dtype=dtype)
 
 
 def quick(dtype: str) -> Setting:
@@ -82,7 +84,7 @@ def quick(dtype: str) -> Setting:
         HALF,
         TRACES,
         EVERYONE,
-        peer_traces=("balanced", "hot_1.9", "one_hot"),
+        peer_traces=("balanced", "hot_1.9"),
         stable_rounds=3,
         moving_rounds=1,
         peers_every=3,
@@ -93,7 +95,7 @@ def quick(dtype: str) -> Setting:
         traces=("hot_1.9", "rotating"),
         names=(OURS, "expert_parallel", CEILING),
     )
-    return Setting((half, most), recorded=DEMO, skipped=30, warm_up=1, repeats=8, dtype=dtype)
+    return Setting((half, most), recorded=DEMO, skipped=50, warm_up=1, repeats=8, dtype=dtype)
 
 
 def measure(setting: Setting, console: Console) -> Found:

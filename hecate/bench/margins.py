@@ -106,6 +106,7 @@ def rows_of(
         low, high = spread(ratios)
         row |= {
             "ms": 1e3 * median(taken_s),
+            "ms_quartiles": [1e3 * seconds for seconds in spread(taken_s)],
             "rounds": len(taken_s),
             "ceiling_share": median(shares),
             "ours_over_it": median(ratios),

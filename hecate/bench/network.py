@@ -23,12 +23,15 @@ from collectives.placement import Placement
 from collectives.schedule import Change, gather_schedule
 from collectives.topology import Link, Topology
 from collectives.transports import TRANSPORTS
-from hecate.bench.crew import PRELOAD, Crew
+from hecate.bench.copies import GATHERED, SKIPPED, Alone
+from hecate.bench.crew import PRELOAD, Crew, usable_cores
+from hecate.bench.margins import hidden_fraction
 from hecate.bench.namespaces import Node, NoNamespaces, two_nodes
 from hecate.bench.node_ranks import (
     AWARE,
     BLIND,
     Collectives,
+    HiddenOverLink,
     NodeRank,
     Passes,
     TrainingSteps,
@@ -43,6 +46,7 @@ RATE_MBIT = 500
 RANKS_PER_NODE = 2
 WORLD = 2 * RANKS_PER_NODE
 CHUNK_BYTES = 2 << 20
+COPIED = 2  # experts of each layer, which attention is long enough to hide over this link
 MIB = 1 << 20
 TIMEOUT_S = 120.0
 
@@ -55,15 +59,19 @@ COLUMNS = {
     "across_mib": "over the link MiB",
     "schedule_mib": "by schedule MiB",
     "over_flat": "time / flat's",
+    "hidden_fraction": "hidden",
     "status": "status",
 }
 NOTES = (
-    f"4 ranks share the machine's cores; the link carries {RATE_MBIT} Mbit/s each way (tbf), which "
-    "is less than what the ranks can send: the link is the bottleneck. Latency is not emulated.",
+    "4 ranks share the machine's cores, but the hidden rows have 2, on a core each; the link "
+    f"carries {RATE_MBIT} Mbit/s each way (tbf), which is less than what the ranks can send: "
+    "the link is the bottleneck. Latency is not emulated.",
     "over the link: what the busier node sent in one pass, by the counter of its interface. Of a "
     "step it counts the dense parameters and the tokens too.",
     "flat: p2p, one message for each new holder. blind: the same trainer with all ranks on one "
     "node; aware: it knows the nodes, in its copies, its dispatch and its transport.",
+    "hidden: the part of the gathers' time alone that a step with them does not show beside the "
+    "same step without; here the link is the limit, and no core has to copy as fast as it can.",
 )
 
 FLAT, TWO_LEVEL = "p2p", "hierarchical"
@@ -127,8 +135,11 @@ def bench_network(options: BenchOptions) -> Report:
         "step_passes": pace.step_passes,
     }
     try:
-        with two_nodes(RATE_MBIT) as nodes, ranks_on(nodes) as crew:
-            rows = [*collective_rows(crew, pace), *step_rows(crew, pace, STEP)]
+        with two_nodes(RATE_MBIT) as nodes:
+            with ranks_on(nodes) as crew:
+                rows = [*collective_rows(crew, pace), *step_rows(crew, pace, STEP)]
+            with ranks_on(nodes, ranks_per_node=1, cores=usable_cores()) as crew:
+                rows += hidden_rows(crew, pace, STEP)
     except NoNamespaces as error:
         text = f"not run: {error.what} ({error.got})"
         return Report("network", settings, COLUMNS, ({"what": "two nodes", "status": text},), {})
@@ -136,23 +147,30 @@ def bench_network(options: BenchOptions) -> Report:
 
 
 @contextmanager
-def ranks_on(nodes: Sequence[Node]) -> Iterator[Crew]:
-    """Two ranks on each node that do tasks; gone at the end, whatever happens."""
+def ranks_on(
+    nodes: Sequence[Node], ranks_per_node: int = RANKS_PER_NODE, cores: Sequence[int] = ()
+) -> Iterator[Crew]:
+    """Ranks on each node that do tasks; gone at the end, whatever happens.
+
+    ``cores``: one for each rank, to which it is bound; anywhere where they are not enough.
+    """
+    world = len(nodes) * ranks_per_node
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOAD)
     processes: list[BaseProcess] = []
     connections: list[Connection] = []
     with tempfile.TemporaryDirectory(prefix="hecate-bench-") as folder:
-        logs = [Path(folder, f"{rank}.log") for rank in range(WORLD)]
+        logs = [Path(folder, f"{rank}.log") for rank in range(world)]
         crew = Crew("network", processes, connections, logs, TIMEOUT_S)
         try:
-            for rank in range(WORLD):
+            for rank in range(world):
                 ours, theirs = server.Pipe()
                 place = NodeRank(
                     rank=rank,
-                    world_size=WORLD,
-                    ranks_per_node=RANKS_PER_NODE,
-                    node=nodes[rank // RANKS_PER_NODE],
+                    world_size=world,
+                    ranks_per_node=ranks_per_node,
+                    node=nodes[rank // ranks_per_node],
+                    cores=tuple(cores[rank : rank + 1]) if len(cores) >= world else (),
                     store_address=nodes[0].address,
                     log=logs[rank],
                     timeout_s=TIMEOUT_S,
@@ -207,6 +225,46 @@ def step_rows(crew: Crew, pace: Pace, workload: Workload) -> list[Row]:
     return rows
 
 
+def hidden_rows(crew: Crew, pace: Pace, workload: Workload) -> list[Row]:
+    """Steps with and without their gathers, and the gathers alone, where the link is the limit.
+
+    ``crew``: one rank on each node.
+    """
+    layers = int(str(workload.sizes["num_hidden_layers"]))
+    experts = int(str(workload.sizes["num_experts"]))
+    counts_YE = counted(
+        lambda step, layer: TRACES["two hot experts"](experts, layer),
+        steps=1,
+        layers=layers,
+        num_tokens=workload.tokens_per_step // 2,
+        top_k=workload.top_k,
+    )[0]
+    with tempfile.TemporaryDirectory(prefix="hecate-bench-") as cache:
+        task = HiddenOverLink(
+            workload, cache, counts_YE, COPIED, 2 * pace.step_passes, pace.step_warm_up
+        )
+        ranks: list[tuple[dict[str, Passes], tuple[Alone, ...]]] = crew.do(task, timeout_s=600)
+    taken = [passes for passes, _ in ranks]
+    alone_of_rank = [[each.seconds for each in alone] for _, alone in ranks]
+    case = f"{COPIED} experts of each layer to all"
+    steps = {
+        name: _row("hidden", case, name, taken, against=SKIPPED) for name in (GATHERED, SKIPPED)
+    }
+    alone_s = [max(seconds) for seconds in zip(*alone_of_rank, strict=True)]
+    step_s, skipped_s = (_slowest_s(taken, name) for name in (GATHERED, SKIPPED))
+    steps[GATHERED]["hidden_fraction"] = round(hidden_fraction(step_s, skipped_s, alone_s), 3)
+    low_s, _, high_s = statistics.quantiles(alone_s, n=4)
+    alone: Row = {
+        "what": "hidden",
+        "case": case,
+        "by": "gathers alone",
+        "ms": round(1e3 * statistics.median(alone_s), 2),
+        "quartiles_ms": f"{1e3 * low_s:.1f}-{1e3 * high_s:.1f}",
+        "status": "",
+    }
+    return [*steps.values(), alone]
+
+
 def _scheduled_bytes(transport: str, change: Change) -> int:
     """What the busier node sends to the other in a gather or, as a mirror, receives."""
     hierarchical = TRANSPORTS[transport].hierarchical
@@ -257,6 +315,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
         row = by["step", case, AWARE]
         summary[f"step_blind_over_aware{ending}"] = 1 / _number(row, "over_flat")
         summary[f"step_bytes_blind_over_aware{ending}"] = bytes_ratio("step", case, BLIND, AWARE)
+    hidden = (row["hidden_fraction"] for row in rows if "hidden_fraction" in row)
+    summary["hidden_gather_fraction"] = float(str(next(hidden)))
     return {name: round(value, 3) for name, value in summary.items()}
 
 

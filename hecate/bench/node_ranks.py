@@ -22,15 +22,24 @@ import torch.distributed as dist
 from collectives.schedule import Change, gather_schedule, reduce_schedule
 from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Link, Topology
-from collectives.transports import TRANSPORTS, LaunchResources
+from collectives.transports import TRANSPORTS, LaunchResources, Transport
+from hecate.bench.copies import (
+    GATHERED,
+    SKIPPED,
+    Alone,
+    FixedCopies,
+    GathersOnRequest,
+    gathers_alone,
+)
 from hecate.bench.namespaces import INTERFACE, Node, enter, sent_bytes
 from hecate.bench.replay import Replay
 from hecate.bench.turns import Failed
-from hecate.bench.worker import do_tasks, write_to
+from hecate.bench.worker import bind, do_tasks, write_to
 from hecate.bench.workloads import Workload
 from hecate.data import MicroBatch
 from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
 from hecate.planner.load import Counts
+from hecate.planner.policies import Policy
 from hecate.train.build import Trainer, build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.host_memory import keep_freed_memory
@@ -42,12 +51,14 @@ AWARE, BLIND = "aware", "blind"
 
 @dataclass(frozen=True)
 class NodeRank:
-    """Where a rank runs. ``store_address``: rank 0's, at which all meet."""
+    """Where a rank runs: on all ``cores`` where none is given. ``store_address``: rank 0's, at
+    which all meet."""
 
     rank: int
     world_size: int
     ranks_per_node: int
     node: Node
+    cores: tuple[int, ...]
     store_address: str
     log: Path
     timeout_s: float
@@ -56,6 +67,7 @@ class NodeRank:
 def run_on_node(connection: Connection, place: NodeRank) -> None:
     """The main function of a rank's process: tasks until ``connection`` closes."""
     write_to(place.log)
+    bind(place.cores)
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     keep_freed_memory()
@@ -193,30 +205,87 @@ class TrainingSteps:
         return _in_turn(actions, self.passes, self.warm_up, ctx)
 
     def _trainer(self, ctx: ParallelContext, replay: Replay, transport: str) -> Trainer:
-        config = RunConfig.model_validate(
-            {
-                "name": "bench",
-                "seed": SEED,
-                "model": self.workload.model.model_dump(),
-                "data": {
-                    "cache": self.cache,
-                    "sequence_tokens": self.workload.sequence_tokens,
-                },
-                "train": {
-                    "steps": self.warm_up + self.passes,
-                    "batch_sequences": self.workload.batch_sequences,
-                },
-                "router": {"balance_loss": 0.0, "z_loss": 0.0},
-                "experts": {"policy": self.policy, "transport": transport},
-            }
-        )
-        return build_trainer(
-            config,
+        return _trainer_of(
+            self.workload,
+            {"policy": self.policy, "transport": transport},
+            self.cache,
             ctx,
-            vocab_size=self.workload.vocab_size,
-            phase=lambda name: nullcontext(),
-            override=replay,
+            replay,
         )
+
+
+@dataclass(frozen=True)
+class HiddenOverLink:
+    """Steps with ``copied`` experts of each layer, its most loaded, on all ranks: gathered or not.
+
+    ``counts_YE``: the load of every step, per rank. ``cache`` as in ``TrainingSteps``.
+    """
+
+    workload: Workload
+    cache: str
+    counts_YE: Counts = field(repr=False)
+    copied: int
+    passes: int
+    warm_up: int
+
+    def __call__(self, ctx: ParallelContext) -> tuple[dict[str, Passes], tuple[Alone, ...]]:
+        """The steps of this rank, ``gathered`` and ``skipped``, and the gathers alone."""
+        replay = Replay(self.counts_YE[None], top_k=self.workload.top_k, rank=ctx.rank)
+        gathers = GathersOnRequest()
+        trainer = _trainer_of(
+            self.workload,
+            {"transport": "hierarchical"},
+            self.cache,
+            ctx,
+            replay,
+            policy=FixedCopies(self.counts_YE, self.copied),
+            gathers_by=gathers,
+        )
+        batch = _batch(self.workload, ctx)
+
+        def action(skips: bool) -> Callable[[int], None]:
+            def once(number: int) -> None:
+                gathers.skips = skips
+                replay.prepare(number)
+                trainer.step.run(number, [batch])
+
+            return once
+
+        actions = {GATHERED: action(False), SKIPPED: action(True)}
+        taken = _in_turn(actions, self.passes, self.warm_up, ctx)
+        return taken, tuple(gathers_alone(trainer, gathers, ctx) for _ in range(self.passes))
+
+
+def _trainer_of(
+    workload: Workload,
+    experts: Mapping[str, object],
+    cache: str,
+    ctx: ParallelContext,
+    replay: Replay,
+    *,
+    policy: Policy | None = None,
+    gathers_by: Callable[[Transport], Transport] | None = None,
+) -> Trainer:
+    config = RunConfig.model_validate(
+        {
+            "name": "bench",
+            "seed": SEED,
+            "model": workload.model.model_dump(),
+            "data": {"cache": cache, "sequence_tokens": workload.sequence_tokens},
+            "train": {"steps": 1, "batch_sequences": workload.batch_sequences},
+            "router": {"balance_loss": 0.0, "z_loss": 0.0},
+            "experts": dict(experts),
+        }
+    )
+    return build_trainer(
+        config,
+        ctx,
+        vocab_size=workload.vocab_size,
+        phase=lambda name: nullcontext(),
+        override=replay,
+        policy=policy,
+        gathers_by=gathers_by,
+    )
 
 
 def _batch(workload: Workload, ctx: ParallelContext) -> MicroBatch:

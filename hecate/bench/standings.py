@@ -29,6 +29,7 @@ from hecate.bench.margins import (
     rows_of,
     slowest,
     speed_ratios,
+    spread,
 )
 from hecate.bench.peers import Implementations, Job
 from hecate.bench.recorded_loads import Recording
@@ -67,7 +68,7 @@ def _demo_with(name: str, moe_intermediate_size: int) -> Workload:
 
 
 # The experts' widths at which they take 0.50 to 0.55, and 0.8, of a balanced step here.
-HALF, MOST = _demo_with("moe 0.5", 368), _demo_with("moe 0.8", 1344)
+HALF, MOST = _demo_with("moe 0.5", 432), _demo_with("moe 0.8", 1280)
 
 TITLES = {
     OURS: "fssdp (ours)",
@@ -181,17 +182,17 @@ class Stages:
         self._say("gathered sparse and dense")
 
     def _copies(self, work: Workload) -> None:
-        """Gathers hidden or shown, copies kept or gathered again.
+        """Gathers hidden or shown, with every expert everywhere, which is the most there can be.
 
-        A quarter of all experts is copied: what balances ``hot_1.9`` over two ranks.
+        Copies kept or gathered again, with a quarter of all experts: what ``hot_1.9`` calls for.
         """
         hot = trace_named(
             "hot_1.9", work, np.ones((1, work.num_layers, work.num_experts), dtype=np.int64)
         )
         counts_YE = self._counts(work, hot, 1)[0]
-        job = self._job(work, NUM_BATCHES, OPTIMIZER)
-        quarter, repeats = max(1, work.num_experts // 4), self._setting.repeats
-        self._hidden(HiddenGather(job, counts_YE, quarter, 2 * repeats))
+        job, repeats = self._job(work, NUM_BATCHES, OPTIMIZER), self._setting.repeats
+        self._hidden(HiddenGather(job, counts_YE, work.num_experts, 2 * repeats))
+        quarter = max(1, work.num_experts // 4)
         self._rematerialized(Rematerialization(job, counts_YE, quarter, repeats))
         self._say(
             f"gathers hidden {self._found.hidden_fraction:.2f}, "
@@ -201,13 +202,19 @@ class Stages:
     def _hidden(self, task: HiddenGather) -> None:
         ranks = self._do(task)
         steps = _over_ranks([courses for courses, _ in ranks])
-        alone_s = [max(seconds) for seconds in zip(*(alone for _, alone in ranks), strict=True)]
+        repeats = list(zip(*(alone for _, alone in ranks), strict=True))
+        alone_s = [max(each.seconds for each in ranks) for ranks in repeats]
+        busy_s = [max(each.busy_s for each in ranks) for ranks in repeats]
         step_s, skipped_s = steps[GATHERED].seconds, steps[SKIPPED].seconds
         self._found.hidden_fraction = hidden_fraction(step_s, skipped_s, alone_s)
+        low_s, high_s = spread([a - b for a, b in zip(step_s, skipped_s, strict=True)])
         self._found.hidden_ms = {
             "step": 1e3 * median(step_s),
             "step without its gathers": 1e3 * median(skipped_s),
+            "lower quartile of the difference": 1e3 * low_s,
+            "upper quartile": 1e3 * high_s,
             "gathers alone": 1e3 * median(alone_s),
+            "the core busy in these": 1e3 * median(busy_s),
         }
 
     def _rematerialized(self, task: Rematerialization) -> None:

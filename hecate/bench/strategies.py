@@ -66,7 +66,7 @@ class TrainerStrategy:
     """Our trainer with a trace in the place of its routers' choices.
 
     ``experts``: settings of ``experts`` that differ from the defaults. ``policy`` and
-    ``gather_transport`` as in ``build_trainer``. ``override`` stands in for the replay's choices.
+    ``gathers_by`` as in ``build_trainer``. ``override`` stands in for the replay's choices.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainerStrategy:
         experts: Mapping[str, object] | None = None,
         policy: Policy | None = None,
         override: Override | None = None,
-        gather_transport: Transport | None = None,
+        gathers_by: Callable[[Transport], Transport] | None = None,
     ) -> None:
         self._replay = replay
         self._clock = PhaseClock(time.perf_counter)
@@ -93,7 +93,7 @@ class TrainerStrategy:
             phase=self._clock.phase,
             policy=policy,
             override=override or replay,
-            gather_transport=gather_transport,
+            gathers_by=gathers_by,
         )
 
     def pass_experts_by(self) -> None:

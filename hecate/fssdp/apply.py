@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,11 +17,10 @@ from collectives.placement import Placement
 from collectives.transports import Transport
 from hecate.errors import ConfigError, ModelError, UsageError
 from hecate.folders import cache_folder
-from hecate.fssdp.channels import always, open_channels
+from hecate.fssdp.channels import carried_by, open_channels
 from hecate.fssdp.choice import choose_policy
 from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.experts import ExpertMath, kernel_for
-from hecate.fssdp.layer_plan import Channel
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.routed import Override, PhaseTimer, RoutedExperts
@@ -57,7 +57,7 @@ def shard_experts(
     costs_folder: Path | None = None,
     phase: PhaseTimer = untimed,
     override: Override | None = None,
-    gather_transport: Transport | None = None,
+    gathers_by: Callable[[Transport], Transport] | None = None,
 ) -> ShardedExperts:
     """Spread the experts of ``model`` over all ranks, in place; collective, called once.
 
@@ -72,8 +72,8 @@ def shard_experts(
     works in, fp32 or wider. With ``average_gradients``, as FSDP2 and DDP have it, the loss of each
     rank is a mean over its own tokens; without, gradients are summed over ranks, and the loss is
     divided by the tokens of all. ``costs_folder`` remembers what the planner measures here.
-    ``override`` stands in for the routers' choices, and ``gather_transport`` carries the gathers:
-    benchmarks set them.
+    ``override`` stands in for the routers' choices, and what ``gathers_by`` makes of a transport
+    for that transport in gathers: benchmarks set them.
 
     Raises ``ModelError`` for a model without experts that can be sharded, ``UsageError`` for one
     that is sharded already, and ``ConfigError`` for an unknown policy or a router setting that the
@@ -125,7 +125,7 @@ def shard_experts(
         policy=policy,
         loads=LoadWindow(len(layers), num_experts),
         materializer=_materializer(
-            shards, placements, ctx, config.transport, folder, phase, gather_transport
+            shards, placements, ctx, config.transport, folder, phase, gathers_by
         ),
         rematerialize=config.rematerialize,
         copies_bytes=int(config.copies_mib * 2**20),
@@ -174,11 +174,11 @@ def _materializer(
     transport: str,
     folder: Path,
     phase: PhaseTimer,
-    gather_transport: Transport | None,
+    gathers_by: Callable[[Transport], Transport] | None,
 ) -> Materializer:
     gathers, reductions, topology = open_channels(ctx, transport, folder)
-    if gather_transport is not None:
-        gathers = Channel(gathers.group, always(gather_transport))
+    if gathers_by is not None:
+        gathers = carried_by(gathers, gathers_by)
     return Materializer(
         shards,
         owners,

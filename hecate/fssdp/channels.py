@@ -48,3 +48,8 @@ def open_channels(
 def always(transport: Transport) -> Callable[[Sequence[Change]], Transport]:
     """A pick that is the same for every change."""
     return lambda changes: transport
+
+
+def carried_by(channel: Channel, wrap: Callable[[Transport], Transport]) -> Channel:
+    """The same channel, with ``wrap`` around every transport that it picks."""
+    return Channel(channel.group, lambda changes: wrap(channel.pick(changes)))

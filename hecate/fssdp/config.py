@@ -19,16 +19,19 @@ from hecate.planner.policies import (
 class CostsConfig(Config):
     """What the planner reckons with; 0 means: measure it here once, and remember it.
 
+    With both ``slot_s`` and ``copy_s`` given nothing is measured, and what is 0 takes no time.
     ``slot_s``: seconds of one token's choice through one expert, forward and backward.
     ``copy_s``: seconds of an expert's weights to another rank and its gradient back, where nothing
     hides them. ``hidden_s``: seconds of a layer's gather that attention hides, and half of what its
-    backward pass hides of the reduction. ``slots_per_rank``: the most copies that a rank keeps of
-    a layer.
+    backward pass hides of the reduction. ``row_s``: seconds that a choice adds at a rank which
+    sends it away or gets it, there and back, forward and backward. ``slots_per_rank``: the most
+    copies that a rank keeps of a layer.
     """
 
     slot_s: float = Field(default=0.0, ge=0)
     copy_s: float = Field(default=0.0, ge=0)
     hidden_s: float = Field(default=0.0, ge=0)
+    row_s: float = Field(default=0.0, ge=0)
     slots_per_rank: int = Field(default=0, ge=0)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from collectives.placement import Placement
 from collectives.schedule import Change, Schedule, gather_schedule, reduce_schedule
 from collectives.sparse import Handle, sparse_all_gather, sparse_reduce_scatter
+from collectives.token_exchange import exchange_rows
 from collectives.topology import Link, Topology
 from collectives.transports import TRANSPORTS, LaunchResources
 from hecate.fssdp.config import CostsConfig
@@ -29,7 +30,18 @@ from hecate.models.families import MoELayer
 from hecate.planner.costs import NO_LIMIT, StepCosts
 
 ROWS = 256
+EXCHANGED_ROWS = 2048  # as many as a batch has: few rows would stay in a cache
+TRIPS = 4  # of a slot's row that another rank computes: there and back, forward and backward
 REPEATS = 5
+NUMBERS = (
+    "slot_s",
+    "inside_copy_s",
+    "across_copy_s",
+    "exposed_share",
+    "inside_row_s",
+    "across_row_s",
+    "both_ways",
+)
 Pair = tuple[int, int]
 Once = Callable[[], None]
 # A world of one rank moves nothing; so fast that nothing waits for it.
@@ -60,17 +72,18 @@ def measured_costs(
     ``folder``. What attention hides is not known yet, unless it is configured.
     """
     bench = _Bench(module, layer, ctx, dtype, compute_dtype)
-    numbers = [config.slot_s, config.copy_s, config.copy_s, 0.0]
+    given = [config.slot_s, config.copy_s, config.copy_s, 0.0, config.row_s, config.row_s]
+    numbers = [*given, 1.0]
     if ctx.world_size > 1 and not (config.slot_s and config.copy_s):
-        found = remembered(
+        *found, both_ways = remembered(
             folder / f"{machine_digest(ctx, layer.layout.numel, dtype, compute_dtype)}.json",
-            ("slot_s", "inside_copy_s", "across_copy_s", "exposed_share"),
+            NUMBERS,
             bench.run,
             dist.ReduceOp.MAX,
             ctx,
         )
-        numbers = [given or there for given, there in zip(numbers, found, strict=True)]
-    slot_s, inside_s, across_s, exposed_share = numbers
+        numbers = [own or there for own, there in zip(given, found, strict=True)] + [both_ways]
+    slot_s, inside_s, across_s, exposed_share, row_s, row_across_s, both_ways = numbers
     gather_bytes = layer.layout.numel * compute_dtype.itemsize
     reduce_bytes = layer.layout.numel * dtype.itemsize
     inside, across = (
@@ -85,6 +98,9 @@ def measured_costs(
         hidden_reduce_s=2 * config.hidden_s,
         overlap=1.0 if config.hidden_s else 1.0 - min(1.0, exposed_share),
         slots_per_rank=config.slots_per_rank or NO_LIMIT,
+        row_s=row_s,
+        row_across_s=row_across_s,
+        both_ways=both_ways,
     )
     return Costs(step, Topology(ctx.node_of_rank, inside=inside, across=across))
 
@@ -104,7 +120,7 @@ class _Bench:
         self._dtype, self._compute_dtype = dtype, compute_dtype
 
     def run(self) -> Sequence[float]:
-        """Seconds of a slot, of a copy inside a node and across; and the share of it exposed.
+        """``NUMBERS``: seconds of a slot, of a copy inside a node and across, and so on.
 
         A copy is an expert's weights to another rank and its gradient back, with nothing beside.
         Where no two ranks share a node, or all do, both classes of link are the one there is.
@@ -117,7 +133,10 @@ class _Bench:
         taken_s = [self._copy_s(pair) if pair else 0.0 for pair in (within, between)]
         inside_s, across_s = taken_s[0] or taken_s[1], taken_s[1] or taken_s[0]
         exposed = self._exposed_share(within or between, compute, compute_s)
-        return compute_s / ROWS, inside_s, across_s, exposed
+        rows_s = [self._row_s(pair) if pair else 0.0 for pair in (within, between)]
+        row_s, row_across_s = rows_s[0] or rows_s[1], rows_s[1] or rows_s[0]
+        ways = self._both_ways(within or between)
+        return compute_s / ROWS, inside_s, across_s, exposed, row_s, row_across_s, ways
 
     def _computation(self) -> Once:
         """``ROWS`` rows through one expert, forward and backward."""
@@ -126,9 +145,7 @@ class _Bench:
         buffers = (torch.zeros(1, layer.layout.numel, device=device, dtype=dtype) for _ in range(2))
         held = [ReplicaSlots(layer, (0,), *buffers)]
         kernel = kernel_for(device, dtype, layer.layout)
-        shape = next(t.shape for t in layer.layout.tensors if t.name == math.down)
-        width = shape[1] if math.transposed else shape[0]
-        x_RD = torch.zeros(ROWS, width, device=device, dtype=dtype)
+        x_RD = torch.zeros(ROWS, self._width(), device=device, dtype=dtype)
         weights_R = torch.ones(ROWS, device=device, dtype=dtype)
 
         def once() -> None:
@@ -137,6 +154,40 @@ class _Bench:
                 kernel.backward(y_RD, x_RD, weights_R, saved, [ROWS], held, math)
 
         return once
+
+    def _width(self) -> int:
+        """The model's *D*."""
+        math = ExpertMath.of(self._module, self._layer.name)
+        shape = next(t.shape for t in self._layer.layout.tensors if t.name == math.down)
+        return shape[1] if math.transposed else shape[0]
+
+    def _row_s(self, pair: Pair) -> float:
+        """What a slot that the other rank computes adds at each of the two."""
+        ctx = self._ctx
+        rows_W = [0] * ctx.world_size
+        if ctx.rank in pair:
+            rows_W[pair[1 - pair.index(ctx.rank)]] = EXCHANGED_ROWS
+        shape = (sum(rows_W), self._width())
+        rows_RD = torch.zeros(shape, device=ctx.device, dtype=self._compute_dtype)
+
+        def exchange() -> None:
+            exchange_rows(rows_RD, rows_W, rows_W, ctx.groups.tokens)
+
+        # each trip has EXCHANGED_ROWS out and as many in
+        return self._fastest_s(exchange) * TRIPS / (2 * EXCHANGED_ROWS)
+
+    def _both_ways(self, pair: Pair | None) -> float:
+        """Two gathers in opposite directions at once, over one alone; from 1 to 2."""
+        if pair is None:
+            return 1.0
+
+        def gathers_s(owners: Sequence[int]) -> float:
+            gather = self._launch(
+                pair, sparse_all_gather, gather_schedule, self._compute_dtype, owners
+            )
+            return self._fastest_s(lambda: gather().wait())
+
+        return min(2.0, max(1.0, gathers_s(pair) / gathers_s(pair[:1])))
 
     def _copy_s(self, pair: Pair) -> float:
         gather = self._launch(pair, sparse_all_gather, gather_schedule, self._compute_dtype)
@@ -170,17 +221,24 @@ class _Bench:
         collective: Callable[..., Handle],
         schedule_of: Callable[..., Schedule],
         dtype: torch.dtype,
+        owned_by: Sequence[int] = (),
     ) -> Callable[[], Handle]:
-        """A collective that moves the expert of the pair's first rank to the second, or back."""
-        ctx, numel = self._ctx, self._layer.layout.numel
-        owners = Placement.from_owners([pair[0]], ctx.world_size)
-        copied = Placement((tuple(sorted(pair)),), ctx.world_size)
+        """A collective that moves an expert of each owner to the pair's other rank, or back.
+
+        ``owned_by``: of the pair; its first rank where nobody is said.
+        """
+        ctx, numel, owned_by = self._ctx, self._layer.layout.numel, owned_by or pair[:1]
+        owners = Placement.from_owners(list(owned_by), ctx.world_size)
+        copied = Placement((tuple(sorted(pair)),) * len(owned_by), ctx.world_size)
         changes = [Change(owners, copied, numel * dtype.itemsize)]
-        row = torch.zeros(numel, device=ctx.device, dtype=dtype) if ctx.rank in pair else None
+        rows = {
+            expert: torch.zeros(numel, device=ctx.device, dtype=dtype)
+            for expert in range(len(owned_by) if ctx.rank in pair else 0)
+        }
         topology = Topology.single_node(ctx.world_size, UNBOUNDED)
         return partial(
             collective,
-            [{} if row is None else {0: row}],
+            [rows],
             changes,
             schedule=schedule_of(changes, topology, hierarchical=False),
             transport=TRANSPORTS["p2p"](LaunchResources()),

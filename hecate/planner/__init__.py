@@ -8,6 +8,8 @@
 | materialization.py | decides | loads, owners, budgets -> copies, by load or by predicted time |
 | spreading.py | decides | how many copies of each expert -> on which ranks |
 | worthwhile.py | decides | one layer's loads -> copies one by one while they pay |
+| nearer.py | decides | one layer's copies -> hot experts on all ranks too, where rows take longer |
+| travel.py | decides | one layer's copies -> what carries them, and how long it shows |
 | owners.py | decides | loads, owners -> new owners |
 | sharding.py | decides | loads, owners -> owners of all layers, by Algorithm 2 or by swaps |
 | calibration.py | decides | counts after the gate, who holds what -> further copies |

@@ -2,8 +2,9 @@
 
 A layer waits for its busiest rank, and for whatever of its transfers attention does not hide::
 
-    layer_s = slots of the busiest rank x slot_s + exposed(gather) + exposed(reduction)
+    layer_s = slots of the busiest rank x slot_s + exposed(gather) + exposed(reduction) + exchange
     exposed(t) = t - overlap x min(t, seconds of attention beside it)
+    exchange = the rank that sends and receives most slots, by link
 
 Transfers follow 2502.02581, section 3.1: the busiest node's link to other nodes (each expert enters
 a node once) or the busiest rank's link inside, in the busier direction, and one launch.
@@ -41,7 +42,10 @@ class StepCosts:
     share of a transfer beside computation that does not slow the computation down; 1 where a
     network card and its own stream do the work, near 0 where the same core does. ``gathers``: how
     often a layer is gathered in a step, 2 with re-materialization. ``slots_per_rank``: the most
-    copies of a layer that a rank has memory for, the paper's *m*.
+    copies of a layer that a rank has memory for, the paper's *m*. ``row_s``, ``row_across_s``: what
+    a slot that another rank computes adds at each of the two, its rows there and back, forward and
+    backward, inside a node and across nodes. ``both_ways``: how long two transfers in opposite
+    directions take at once, over one alone; 1 where links are duplex, 2 where a core copies both.
     """
 
     slot_s: float
@@ -53,6 +57,9 @@ class StepCosts:
     overlap: float = 1.0
     gathers: int = 1
     slots_per_rank: int = NO_LIMIT
+    row_s: float = 0.0
+    row_across_s: float = 0.0
+    both_ways: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -60,11 +67,11 @@ class StepCosts:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{field.name} is {value}; expected a finite number from 0 up")
 
-    def exposed_s(self, rank_copies: int, node_copies: int, topology: Topology) -> float:
+    def exposed_s(self, rank_copies: float, node_copies: float, topology: Topology) -> float:
         """What a layer's transfers add to a step.
 
         ``rank_copies``: through the busiest rank; ``node_copies``: of these, over the busiest
-        node's link to the others.
+        node's link to the others. Those of both directions count by ``through``.
         """
         if not rank_copies:
             return 0.0
@@ -79,6 +86,10 @@ class StepCosts:
             taken_s += self.launch_s
             total_s += times * (taken_s - self.overlap * min(taken_s, beside_s))
         return total_s
+
+    def through(self, taken: int, sent: int) -> float:
+        """Copies in one direction that take as long as ``taken`` and ``sent`` at once."""
+        return max(taken, sent) + (self.both_ways - 1) * min(taken, sent)
 
     def late_copy_s(self, topology: Topology) -> float:
         """One copy that is gathered after the gate, when nothing hides it, and its gradient."""

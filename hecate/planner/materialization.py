@@ -14,8 +14,10 @@ import numpy.typing as npt
 from collectives.topology import Topology
 from hecate.planner.costs import NO_LIMIT, StepCosts, predicted_layer_s
 from hecate.planner.load import Loads
+from hecate.planner.nearer import bring_nearer
 from hecate.planner.plan import Ids, Replicas
 from hecate.planner.spreading import LOAD_BITS, UNIT_BITS, Turns, Whole, spread
+from hecate.planner.travel import Copy
 from hecate.planner.worthwhile import LayerSearch
 
 LEAST_IMBALANCE = 1.05
@@ -165,7 +167,8 @@ def materialize_by_time(
 ) -> Replicas:
     """The copies of each layer with which it is predicted to be fastest; none that does not pay.
 
-    Up to ``SEARCHED_RANKS`` ranks ``LayerSearch`` adds one copy at a time, up to the best point.
+    Up to ``SEARCHED_RANKS`` ranks ``LayerSearch`` adds one copy at a time, up to the best point,
+    and ``bring_nearer`` those of hot experts whose slots then need not travel.
     With more ranks it is the best of no copies and the forms of ``materialize_by_load``: with all
     experts and slots, with half of them and so on; of equals, the one with the fewest copies.
     Arguments are those of ``materialize_by_load``.
@@ -177,23 +180,20 @@ def materialize_by_time(
         return Replicas.none()
     units_YE = whole_units(loads_YE)
     uneven_Y = _unevenly_loaded(units_YE, owners_YE, topology.world_size, least_imbalance)
+    if topology.world_size <= SEARCHED_RANKS:
+        limits = {"slots_per_rank": slots, "send_budget": send_budget, "overlap_experts": hot}
+        layers = zip(loads_YE.tolist(), owners_YE.tolist(), uneven_Y.tolist(), strict=True)
+        triples = []
+        for layer, (loads, owners, uneven) in enumerate(layers):
+            found: list[Copy] = []
+            if uneven:
+                found = LayerSearch(loads, owners, topology, costs, **limits).run()
+            if costs.row_s or costs.row_across_s:
+                found = bring_nearer(loads, owners, found, topology, costs, **limits)
+            triples += [(layer, expert, rank) for expert, rank in found]
+        return Replicas.of(triples)
     if not uneven_Y.any():
         return Replicas.none()
-    if topology.world_size <= SEARCHED_RANKS:
-        owners, loads = owners_YE.tolist(), loads_YE.tolist()
-        triples = []
-        for layer in np.flatnonzero(uneven_Y).tolist():
-            search = LayerSearch(
-                loads[layer],
-                owners[layer],
-                topology,
-                costs,
-                slots_per_rank=slots,
-                send_budget=send_budget,
-                overlap_experts=hot,
-            )
-            triples += [(layer, expert, rank) for expert, rank in search.run()]
-        return Replicas.of(triples)
     sizes = [(hot, slots)]
     while max(sizes[-1]) > 1:
         sizes.append((max(1, sizes[-1][0] // 2), max(1, sizes[-1][1] // 2)))

@@ -5,13 +5,11 @@ For worlds of few ranks: plain numbers beat arrays there, and the search looks a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from collectives.topology import Topology
 from hecate.planner.costs import StepCosts
-
-Copy = tuple[int, int]  # expert, rank
+from hecate.planner.travel import Copy, Travel
 
 LEAST_SLOTS = 1.0  # that a copy must take over
 
@@ -38,12 +36,7 @@ class LayerSearch:
         for expert, (load, owner) in enumerate(zip(loads_E, owners_E, strict=True)):
             self._parts[owner][expert] = load
             self._loads_W[owner] += load
-        self._copies: list[Copy] = []
-        self._held: set[Copy] = set()
-        self._taken_W = [0] * world_size
-        self._sent_W = [0] * world_size
-        self._relays: dict[Copy, int] = {}
-        self._in_N, self._out_N = Counter[int](), Counter[int]()
+        self._travel = Travel(owners_E, topology, costs)
 
     def run(self) -> list[Copy]:
         """The copies up to the point at which the layer is predicted to be fastest."""
@@ -51,18 +44,13 @@ class LayerSearch:
         even_s = sum(self._loads_W) / len(self._loads_W) * slot_s
         best_s, best = max(self._loads_W) * slot_s, 0
         while self._relieve():
-            transfers_s = self._exposed_s()
+            transfers_s = self._travel.exposed_s()
             now_s = max(self._loads_W) * slot_s + transfers_s
             if now_s < best_s:
-                best_s, best = now_s, len(self._copies)
+                best_s, best = now_s, len(self._travel.copies)
             if even_s + transfers_s >= best_s:  # further copies only add to the transfers
                 break
-        return self._copies[:best]
-
-    def _exposed_s(self) -> float:
-        rank = max(*self._taken_W, *self._sent_W)
-        node = max((*self._in_N.values(), *self._out_N.values()), default=0)
-        return self._costs.exposed_s(rank, node, self._topology)
+        return self._travel.copies[:best]
 
     def _relieve(self) -> bool:
         """Take load off the busiest rank: to a rank that holds the expert too, or by one copy.
@@ -82,11 +70,11 @@ class LayerSearch:
                 return True
             less_busy.append((target, surplus))
         for target, surplus in less_busy:
-            if self._taken_W[target] < self._slots:
+            if self._travel.taken_W[target] < self._slots:
                 found = self._expert_for(source, target, surplus)
                 if found >= 0:
                     self._shift(found, source, target, surplus)
-                    self._send(found, target)
+                    self._travel.send(found, target)
                     return True
         return False
 
@@ -102,17 +90,15 @@ class LayerSearch:
 
     def _expert_for(self, source: int, target: int, surplus: float) -> int:
         """The smallest part that covers the surplus, or else the largest; -1 where none may go."""
-        node = self._topology.node_of_rank
-        travelling = {expert for expert, _ in self._copies}
+        travel = self._travel
         best, best_key = -1, (2, 0.0, 0)
         for expert, part in self._parts[source].items():
             owner = self._owners_E[expert]
-            if part < LEAST_SLOTS or target == owner or (expert, target) in self._held:
+            if part < LEAST_SLOTS or target == owner or (expert, target) in travel.held:
                 continue
-            if expert not in travelling and len(travelling) >= self._most:
+            if expert not in travel.experts and len(travel.experts) >= self._most:
                 continue
-            crosses = node[owner] != node[target] and (expert, node[target]) not in self._relays
-            if crosses and self._out_N[node[owner]] >= self._sends:
+            if travel.crosses(expert, target) and travel.sent_from(owner) >= self._sends:
                 continue
             key = (0, part, expert) if part >= surplus else (1, -part, expert)
             if key < best_key:
@@ -125,18 +111,3 @@ class LayerSearch:
         self._parts[target][expert] = self._parts[target].get(expert, 0.0) + amount
         self._loads_W[source] -= amount
         self._loads_W[target] += amount
-
-    def _send(self, expert: int, target: int) -> None:
-        """Write down one more copy, and what carries it: its node gets an expert only once."""
-        self._copies.append((expert, target))
-        self._held.add((expert, target))
-        self._taken_W[target] += 1
-        owner, node = self._owners_E[expert], self._topology.node_of_rank
-        giver = owner
-        if node[owner] != node[target]:
-            giver = self._relays.get((expert, node[target]), owner)
-            if giver == owner:
-                self._relays[expert, node[target]] = target
-                self._in_N[node[target]] += 1
-                self._out_N[node[owner]] += 1
-        self._sent_W[giver] += 1

@@ -59,15 +59,15 @@ def build_trainer(
     architecture: PreTrainedConfig | None = None,
     policy: Policy | None = None,
     override: Override | None = None,
-    gather_transport: Transport | None = None,
+    gathers_by: Callable[[Transport], Transport] | None = None,
 ) -> Trainer:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
     Weights come from ``model.path`` expert by expert, or from the seed; without ``fill`` only
     buffers are set, for a checkpoint to bring the rest. ``architecture``, which a checkpoint
     records, stands in for what ``model.path`` or ``model.family`` says. ``policy``, ``override``
-    and ``gather_transport`` stand in for what ``experts`` says, for the routers' choices and for
-    what carries the gathers: benchmarks set them. Raises
+    and ``gathers_by`` stand in for what ``experts`` says, for the routers' choices and for the
+    transports of gathers: benchmarks set them. Raises
     ``ModelError`` or ``ConfigError`` for a model that cannot be trained as configured.
     """
     model = meta_model(
@@ -95,7 +95,7 @@ def build_trainer(
         costs_folder=cache_folder(config.data.cache) / "costs",
         phase=phase,
         override=override,
-        gather_transport=gather_transport,
+        gathers_by=gathers_by,
     )
     root = CausalLoss(model)
     shard_dense(root, model, ctx, compute_dtype, experts.parameters())

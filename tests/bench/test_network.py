@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from hecate.bench.network import (
     Pace,
     bench_network,
     collective_rows,
+    hidden_rows,
     ranks_on,
     step_rows,
     summarise,
@@ -86,6 +88,8 @@ def test_every_figure_is_there_and_nothing_of_the_nodes_is_left():
             assert {str(node.keeper) for node in nodes} < set(processes_in(namespaces))
             rows = [*collective_rows(crew, PACE), *step_rows(crew, PACE, WORKLOAD)]
         assert not processes_in(namespaces)
+    with two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes, ranks_per_node=1) as crew:
+        rows += hidden_rows(crew, PACE, WORKLOAD)
     for row in rows:
         if row.get("schedule_mib"):
             assert 1 < row["across_mib"] / row["schedule_mib"] < MOST_OVERHEAD, row
@@ -95,6 +99,7 @@ def test_every_figure_is_there_and_nothing_of_the_nodes_is_left():
     assert summary["bytes_across_flat_over_hierarchical"] == pytest.approx(2, rel=0.02)
     for ending in STEPS:
         assert summary[f"step_blind_over_aware{ending}"] > 0
+    assert math.isfinite(summary["hidden_gather_fraction"])
     # all experts everywhere: once to each node and not twice
     assert summary["step_bytes_blind_over_aware_fsdp"] > 1.2
 

@@ -18,7 +18,15 @@ from hecate.models.build import meta_model
 from hecate.models.families import find_moe_layers
 from hecate.planner.costs import NO_LIMIT
 
-NAMES = ["slot_s", "inside_copy_s", "across_copy_s", "exposed_share"]
+NAMES = [
+    "slot_s",
+    "inside_copy_s",
+    "across_copy_s",
+    "exposed_share",
+    "inside_row_s",
+    "across_row_s",
+    "both_ways",
+]
 
 
 def costs_on_rank(
@@ -42,6 +50,7 @@ def test_all_ranks_get_the_same_and_a_repeat_finds_it_again(tmp_path):
     assert len(set(first)) == 1
     step, topology = first[0].step, first[0].topology
     assert step.slot_s > 0 and 0 <= step.overlap <= 1
+    assert step.row_s == step.row_across_s > 0 and 1 <= step.both_ways <= 2
     assert step.reduce_bytes == 2 * step.gather_bytes
     assert step.slots_per_rank == NO_LIMIT
     (file,) = tmp_path.iterdir()
@@ -51,11 +60,14 @@ def test_all_ranks_get_the_same_and_a_repeat_finds_it_again(tmp_path):
     bandwidth = topology.inside.bandwidth_bytes_per_s
     assert moved_bytes / bandwidth == pytest.approx(kept["inside_copy_s"])
     assert topology.across == topology.inside  # all ranks share a node
-    file.write_text(json.dumps(dict(zip(NAMES, [0.25, 0.5, 2.0, 0.75], strict=True))))
+    written = [0.25, 0.5, 2.0, 0.75, 0.125, 0.375, 1.5]
+    file.write_text(json.dumps(dict(zip(NAMES, written, strict=True))))
     for again in run_ranks(costs_on_rank, 3, tmp_path, CostsConfig(slots_per_rank=7)):
         assert (again.step.slot_s, again.step.overlap, again.step.slots_per_rank) == (0.25, 0.25, 7)
         assert again.topology.inside.bandwidth_bytes_per_s == moved_bytes / 0.5
         assert again.topology.across.bandwidth_bytes_per_s == moved_bytes / 2.0
+        rows = (again.step.row_s, again.step.row_across_s, again.step.both_ways)
+        assert rows == (0.125, 0.375, 1.5)
 
 
 def test_each_class_of_link_is_measured_between_ranks_that_have_it(tmp_path):
@@ -72,6 +84,7 @@ def test_what_is_configured_is_not_measured(tmp_path):
     for costs in run_ranks(costs_on_rank, 2, tmp_path, config):
         assert (costs.step.slot_s, costs.step.overlap) == (1.0, 1.0)
         assert (costs.step.hidden_gather_s, costs.step.hidden_reduce_s) == (0.5, 1.0)
+        assert (costs.step.row_s, costs.step.row_across_s, costs.step.both_ways) == (0.0, 0.0, 1.0)
         assert costs.step.late_copy_s(costs.topology) == pytest.approx(2.0)
     assert list(tmp_path.iterdir()) == []
     for costs in run_ranks(costs_on_rank, 2, tmp_path, CostsConfig(slot_s=1.0)):

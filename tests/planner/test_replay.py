@@ -58,7 +58,7 @@ def test_expert_parallelism_does_what_it_is_told():
 
 
 def test_fssdp_copies_from_the_second_step_and_errs_when_loads_turn():
-    policy = Fssdp(FssdpConfig(reshard_every=0), COSTS, TOPOLOGY)
+    policy = Fssdp(FssdpConfig(reshard_every=0, calibrate=False), COSTS, TOPOLOGY)
     first, second, third = replayed(policy, HOT, HOT, OTHER)
     # nothing to plan from: an even spread is 6 of 24 each, and 20 0 2 2 came
     assert first.held == OWNERS and first.computed_YW.tolist() == [[20, 4]]
@@ -111,7 +111,7 @@ def test_owners_move_after_the_step_and_their_moves_count():
 
 
 def test_a_window_stands_for_the_steps_before():
-    policy = Fssdp(FssdpConfig(reshard_every=0), COSTS, TOPOLOGY)
+    policy = Fssdp(FssdpConfig(reshard_every=0, calibrate=False), COSTS, TOPOLOGY)
     (step,) = replayed(policy, HOT, window=HOT.sum(0)[None, None])
     assert step.computed_YW.tolist() == [[12, 12]] and step.error_Y.tolist() == [0.0]
 

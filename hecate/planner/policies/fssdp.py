@@ -43,7 +43,7 @@ class FssdpConfig(Config):
     sharding: Literal["swaps", "paper"] = "swaps"
     slots_per_move: float = Field(default=0.0, ge=0)
     dispatch: Rule = "weighted"
-    calibrate: bool = False
+    calibrate: bool = True
 
 
 MOST_SWAPS = 8
