@@ -37,6 +37,7 @@ CHUNK_BYTES = 1 << 18
 # Headers of 66 bytes to a segment of 1,448 at the worst, and as many acknowledgements.
 MOST_OVERHEAD = 1.07
 WORKLOAD = replace(TOY, batch_sequences=8)
+ONCE = Collectives("gather", replace(CASES[MAIN_CASE], chunk_bytes=64), ("p2p",), passes=1)
 
 
 def held(nodes: Sequence[Node], stack: ExitStack) -> list[TextIO]:
@@ -85,8 +86,8 @@ def test_every_figure_is_there_and_nothing_of_the_nodes_is_left():
     with ExitStack() as stack:
         with two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes) as crew:
             namespaces = held(nodes, stack)
-            assert {str(node.keeper) for node in nodes} < set(processes_in(namespaces))
             rows = [*collective_rows(crew, PACE), *step_rows(crew, PACE, WORKLOAD)]
+            assert {str(node.keeper) for node in nodes} < set(processes_in(namespaces))
         assert not processes_in(namespaces)
     with two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes, ranks_per_node=1) as crew:
         rows += hidden_rows(crew, PACE, WORKLOAD)
@@ -107,8 +108,13 @@ def test_every_figure_is_there_and_nothing_of_the_nodes_is_left():
 @pytest.mark.root
 def test_an_error_inside_leaves_no_namespace_and_no_rank():
     with ExitStack() as stack:
-        with pytest.raises(ZeroDivisionError), two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes):
+        with (
+            pytest.raises(ZeroDivisionError),
+            two_nodes(rate_mbit=2000) as nodes,
+            ranks_on(nodes) as crew,
+        ):
             namespaces = held(nodes, stack)
+            crew.do(ONCE, timeout_s=60)  # once they answer, all ranks are on their nodes
             assert len(processes_in(namespaces)) > len(nodes)
             1 / 0  # noqa: B018
         assert not processes_in(namespaces)
