@@ -59,7 +59,7 @@ POLICIES: Mapping[str, ExpertsConfig] = {
     "replication": ExpertsConfig(policy="replication", costs=_CHEAP),
     "fssdp, even dispatch": ExpertsConfig(fssdp=FssdpConfig(dispatch="even"), costs=_CHEAP),
     "fssdp, rematerialized": ExpertsConfig(rematerialize=True, costs=_CHEAP),
-    "fssdp, calibrated": ExpertsConfig(fssdp=FssdpConfig(calibrate=True), costs=_CHEAP),
+    "fssdp, planned copies alone": ExpertsConfig(fssdp=FssdpConfig(calibrate=False), costs=_CHEAP),
     "fssdp, by the paper": ExpertsConfig(fssdp=_PAPER, costs=_HIDDEN),
 }
 

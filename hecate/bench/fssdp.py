@@ -32,7 +32,7 @@ from hecate.bench.standings import (
     Setting,
     Stages,
 )
-from hecate.bench.strategies import CEILING, EVERYONE, OURS
+from hecate.bench.strategies import CEILING, EVERYONE, OURS, VARIANTS
 from hecate.bench.worker import do_tasks
 from hecate.bench.workloads import DEMO, TWO_RANKS
 
@@ -71,9 +71,15 @@ def whole(dtype: str) -> Setting:
         stable_rounds=15,
         moving_rounds=3,
         peers_every=3,
+        variant_traces=("hot_1.9", "rotating", "real"),
     )
     most = replace(
-        half, work=MOST, peer_traces=("balanced", "hot_1.9"), stable_rounds=5, moving_rounds=1
+        half,
+        work=MOST,
+        peer_traces=("balanced", "hot_1.9"),
+        stable_rounds=5,
+        moving_rounds=1,
+        variant_traces=(),
     )
     return Setting((half, most), recorded=DEMO, skipped=50, warm_up=2, repeats=30, dtype=dtype)
 
@@ -85,15 +91,17 @@ def quick(dtype: str) -> Setting:
         TRACES,
         EVERYONE,
         peer_traces=("balanced", "hot_1.9"),
-        stable_rounds=3,
+        stable_rounds=5,
         moving_rounds=1,
-        peers_every=3,
+        peers_every=5,
+        variant_traces=("rotating",),
     )
     most = replace(
         half,
         work=MOST,
         traces=("hot_1.9", "rotating"),
         names=(OURS, "expert_parallel", CEILING),
+        variant_traces=(),
     )
     return Setting((half, most), recorded=DEMO, skipped=50, warm_up=1, repeats=8, dtype=dtype)
 
@@ -122,7 +130,7 @@ def report_of(found: Found, setting: Setting, load_before: float) -> Report:
         {"chunk_kib": size // 1024, **against_bound(taken, FRACTION)}
         for size, taken in found.sparse_gathers.items()
     ]
-    summary = summarise(found.standings, model=first, ours=OURS, ceiling=CEILING)
+    summary = summarise(found.standings, model=first, ours=OURS, ceiling=CEILING, variants=VARIANTS)
     summary |= {
         "remat_slowdown": found.remat_slowdown,
         "remat_extra_layers": found.remat_extra_layers,

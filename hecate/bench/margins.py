@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median, quantiles
 
@@ -126,24 +126,31 @@ HOT, MOVING = ("hot_1.5", "hot_1.9"), ("rotating", "burst")
 
 
 def summarise(
-    standings: Sequence[Standing], *, model: str, ours: str, ceiling: str
+    standings: Sequence[Standing],
+    *,
+    model: str,
+    ours: str,
+    ceiling: str,
+    variants: Collection[str] = (),
 ) -> dict[str, float]:
     """The summary keys that the standings of ``model`` give.
 
-    The ceiling is no rival. Of several traces, the worst counts.
+    The ceiling and ``variants`` of ours are no rivals. Of several traces, the worst counts.
+    ``ceiling_margin_moving`` is ``min_margin_moving`` with the ceiling in our place: nothing that
+    routes as the trace says could do much better.
     """
     mine = {s.trace: s for s in standings if s.model == model}
 
     def share(trace: str) -> float:
         return median(_against(mine[trace], ours, ceiling))
 
-    def margin(standing: Standing) -> float:
+    def margin(standing: Standing, of: str) -> float:
         others = [
             name
             for name, course in standing.courses.items()
-            if name not in (ours, ceiling) and not course.problem
+            if name not in (ours, ceiling, *variants) and not course.problem
         ]
-        return min(median(_against(standing, ours, name)) for name in others)
+        return min(median(_against(standing, of, name)) for name in others)
 
     return {
         "ceiling_share_real": share("real"),
@@ -151,8 +158,9 @@ def summarise(
         "ceiling_share_rotating": min(share(trace) for trace in MOVING),
         "speedup_vs_ep_hot": median(_against(mine["hot_1.9"], ours, "expert_parallel")),
         "balanced_vs_ep": median(_against(mine["balanced"], ours, "expert_parallel")),
-        "min_margin_stable": min(margin(s) for s in mine.values() if s.stable),
-        "min_margin_moving": min(margin(s) for s in mine.values() if not s.stable),
+        "min_margin_stable": min(margin(s, ours) for s in mine.values() if s.stable),
+        "min_margin_moving": min(margin(s, ours) for s in mine.values() if not s.stable),
+        "ceiling_margin_moving": min(margin(s, ceiling) for s in mine.values() if not s.stable),
     }
 
 

@@ -42,6 +42,7 @@ from hecate.bench.strategies import (
     FSDP2,
     OURS,
     PEERS,
+    VARIANTS,
     WITHOUT_EXPERTS,
     FastestImplementations,
     imbalance_of,
@@ -79,6 +80,9 @@ TITLES = {
     "fsdp": "fsdp of experts",
     DEEPSPEED: "DeepSpeed MoE",
     FSDP2: "transformers + FSDP2",
+    "fssdp_paper": "fssdp, the paper's copies",
+    "fssdp_even": "fssdp, even dispatch",
+    "fssdp_planned": "fssdp, no late copies",
     CEILING: "even choices (ceiling)",
 }
 
@@ -90,7 +94,8 @@ class Part:
     """A model under some traces, and who takes part.
 
     ``stable_rounds``: single steps of a row whose loads stay; ``moving_rounds``: periods of the
-    others. Outside peers take every ``peers_every``-th round of the rows in ``peer_traces``.
+    others. Outside peers take every ``peers_every``-th round of the rows in ``peer_traces``. Ours
+    with other rules takes part in ``variant_traces``.
     """
 
     work: Workload
@@ -100,6 +105,7 @@ class Part:
     stable_rounds: int
     moving_rounds: int
     peers_every: int
+    variant_traces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,6 +256,7 @@ class Stages:
             round_steps, rounds = PERIOD, part.moving_rounds
         counts_SYE = self._counts(work, trace, first + rounds * round_steps)
         names = tuple(n for n in part.names if n not in PEERS or trace_name in part.peer_traces)
+        names += tuple(VARIANTS) if trace_name in part.variant_traces else ()
         absent = {name: missing(name) for name in names if missing(name)}
         present = tuple(name for name in names if name not in absent)
         ranks = self._do(

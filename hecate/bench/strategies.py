@@ -37,6 +37,12 @@ RIVALS = ("expert_parallel", "shadowing", "swapping", "replication", "fsdp")
 DEEPSPEED, FSDP2 = "deepspeed_moe", "fsdp2"
 PEERS = (DEEPSPEED, FSDP2)
 EVERYONE = (OURS, *RIVALS, *PEERS, CEILING)
+VARIANTS: Mapping[str, Mapping[str, object]] = {
+    "fssdp_paper": {"materialization": "paper"},
+    "fssdp_even": {"dispatch": "even"},
+    "fssdp_planned": {"calibrate": False},
+}
+"""Ours with one of its rules another; neither ours nor rivals."""
 WITHOUT_EXPERTS = "without_experts"
 """Expert parallelism whose tokens pass the experts by: what is left of the step is not MoE."""
 
@@ -224,7 +230,10 @@ def build_strategy(
         strategy = TrainerStrategy(job, ctx, replay, experts={"policy": "expert_parallel"})
         strategy.pass_experts_by()
         return strategy
-    strategy = TrainerStrategy(job, ctx, replay, experts={"policy": name})
+    experts: dict[str, object] = {"policy": name}
+    if name in VARIANTS:
+        experts = {"policy": OURS, OURS: VARIANTS[name]}
+    strategy = TrainerStrategy(job, ctx, replay, experts=experts)
     strategy.fast_forward(counts_SYE, skipped, ctx.world_size)
     return strategy
 

@@ -44,12 +44,19 @@ def test_spread_is_the_quartiles():
     assert spread([3.0, 1.0]) == (1.0, 3.0)
 
 
-TITLES = {"ours": "ours", "ep": "EP", "broken": "broken", "even": "ceiling"}
+TITLES = {
+    "ours": "ours",
+    "ours_otherwise": "ours, otherwise",
+    "ep": "EP",
+    "broken": "broken",
+    "even": "ceiling",
+}
 
 
 def standing(trace: str, ours: float, ep: float, even: float, *, stable: bool = True) -> Standing:
     courses = {
         "ours": course(ours, ours),
+        "ours_otherwise": course(0.01, 0.01),
         "expert_parallel": course(ep, ep),
         "broken": Course(problem="not installed"),
         "even": course(even, even),
@@ -68,7 +75,10 @@ def test_the_summary_has_the_worst_row_of_each_kind():
         standing("real", 1.0, 1.25, 0.85, stable=False),
     ]
     other = [Standing("n", s.trace, s.stable, 1, 1.0, {}) for s in standings]
-    summary = summarise([*standings, *other], model="m", ours="ours", ceiling="even")
+    variants = {"ours_otherwise"}
+    summary = summarise(
+        [*standings, *other], model="m", ours="ours", ceiling="even", variants=variants
+    )
     assert summary == pytest.approx(
         {
             "ceiling_share_real": 0.85,
@@ -78,6 +88,7 @@ def test_the_summary_has_the_worst_row_of_each_kind():
             "balanced_vs_ep": 1.1,
             "min_margin_stable": 1.1,
             "min_margin_moving": 0.9,
+            "ceiling_margin_moving": 0.9 / 0.75,
         }
     )
 

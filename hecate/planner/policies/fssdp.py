@@ -35,6 +35,7 @@ class FssdpConfig(Config):
     owners change. ``sharding``: ``swaps`` between ranks of one layer, or by the paper's Algorithm 2
     over all layers, whose moves must gain more slots of the busiest ranks until the next look than
     ``slots_per_move`` for each expert. ``dispatch``: how slots are dealt to an expert's holders.
+    ``calibrate``: more copies once the gate has decided, where they pay with nothing to hide them.
     """
 
     materialization: Literal["predicted", "paper"] = "predicted"
