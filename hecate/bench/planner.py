@@ -86,13 +86,14 @@ def bench_planner(options: BenchOptions) -> Report:
         measure("paper", MEDIUM_ALONE, repeats, 1.0),
         measure("paper", SMALL, repeats, 0.0),
         measure("predicted", SMALL, repeats, 0.0),
-        measure("predicted", MEDIUM, repeats, 0.0),
+        measure("predicted", MEDIUM, repeats, 1.0 * MEDIUM.num_layers),
     )
     summary = {
         "ms_61x256x2048": float(str(rows[0]["ms"])),
         "ms_per_layer_64x32": float(str(rows[1]["ms_per_layer"])),
         "ms_one_layer_64x32": float(str(rows[2]["ms"])),
         "ms_predicted_4x16x2": float(str(rows[4]["ms"])),
+        "ms_predicted_per_layer_64x32": float(str(rows[5]["ms_per_layer"])),
     }
     notes = (
         "paper: Algorithm 1, all layers in one call; predicted: the copies that shorten the step.",

@@ -27,6 +27,7 @@ class Travel:
         self._sent_W = [0] * topology.world_size
         self._relays: dict[Copy, int] = {}
         self._in_N, self._out_N = Counter[int](), Counter[int]()
+        self._busiest_rank = self._busiest_node = 0.0  # they only ever rise
 
     def crosses(self, expert: int, target: int) -> bool:
         """Whether a copy on ``target`` would be the first of ``expert`` on another node."""
@@ -46,6 +47,9 @@ class Travel:
             self._relays[expert, node[target]] = target
             self._in_N[node[target]] += 1
             self._out_N[node[owner]] += 1
+            for at in (node[target], node[owner]):
+                through = self._costs.through(self._in_N[at], self._out_N[at])
+                self._busiest_node = max(self._busiest_node, through)
         elif node[owner] != node[target]:
             giver = self._relays[expert, node[target]]
         self.copies.append((expert, target))
@@ -53,14 +57,10 @@ class Travel:
         self.experts.add(expert)
         self.taken_W[target] += 1
         self._sent_W[giver] += 1
+        for rank in (target, giver):
+            through = self._costs.through(self.taken_W[rank], self._sent_W[rank])
+            self._busiest_rank = max(self._busiest_rank, through)
 
     def exposed_s(self) -> float:
         """Seconds that the gather and the reduction of all copies add to a step."""
-        if not self.copies:
-            return 0.0
-        through = self._costs.through
-        pairs = zip(self.taken_W, self._sent_W, strict=True)
-        rank = max(through(taken, sent) for taken, sent in pairs)
-        nodes = self._in_N.keys() | self._out_N.keys()
-        across = max((through(self._in_N[n], self._out_N[n]) for n in nodes), default=0.0)
-        return self._costs.exposed_s(rank, across, self._topology)
+        return self._costs.exposed_s(self._busiest_rank, self._busiest_node, self._topology)

@@ -12,6 +12,7 @@ from hecate.planner.costs import StepCosts
 from hecate.planner.travel import Copy, Travel
 
 LEAST_SLOTS = 1.0  # that a copy must take over
+LEAST_SHARE = 1 / 256  # of the mean load that is worth another step
 
 
 class LayerSearch:
@@ -36,19 +37,22 @@ class LayerSearch:
         for expert, (load, owner) in enumerate(zip(loads_E, owners_E, strict=True)):
             self._parts[owner][expert] = load
             self._loads_W[owner] += load
+        self._mean = sum(self._loads_W) / world_size
+        self._least = max(LEAST_SLOTS, LEAST_SHARE * self._mean)
         self._travel = Travel(owners_E, topology, costs)
 
     def run(self) -> list[Copy]:
         """The copies up to the point at which the layer is predicted to be fastest."""
         slot_s = self._costs.slot_s
-        even_s = sum(self._loads_W) / len(self._loads_W) * slot_s
+        even_s = self._mean * slot_s
         best_s, best = max(self._loads_W) * slot_s, 0
         while self._relieve():
             transfers_s = self._travel.exposed_s()
             now_s = max(self._loads_W) * slot_s + transfers_s
             if now_s < best_s:
                 best_s, best = now_s, len(self._travel.copies)
-            if even_s + transfers_s >= best_s:  # further copies only add to the transfers
+            # further copies only add to the transfers
+            if even_s * (1 + LEAST_SHARE) + transfers_s >= best_s:
                 break
         return self._travel.copies[:best]
 
@@ -57,36 +61,37 @@ class LayerSearch:
 
         Of the ranks that can, the least busy one takes it. False where none can.
         """
-        loads_W = self._loads_W
-        source = max(range(len(loads_W)), key=lambda rank: (loads_W[rank], -rank))
-        less_busy = []
-        for target in sorted(range(len(loads_W)), key=lambda rank: (loads_W[rank], rank)):
-            surplus = (loads_W[source] - loads_W[target]) / 2
-            if surplus < LEAST_SLOTS:
+        loads_W, mean = self._loads_W, self._mean
+        busiest = max(loads_W)
+        source = loads_W.index(busiest)
+        shared = self._shared(source)
+        room = []
+        for target in sorted(range(len(loads_W)), key=loads_W.__getitem__):
+            surplus = (busiest - loads_W[target]) / 2
+            if surplus < self._least:
                 break
-            shared = self._largest_shared(source, target)
-            if shared >= 0:
-                self._shift(shared, source, target, surplus)
-                return True
-            less_busy.append((target, surplus))
-        for target, surplus in less_busy:
-            if self._travel.taken_W[target] < self._slots:
-                found = self._expert_for(source, target, surplus)
-                if found >= 0:
-                    self._shift(found, source, target, surplus)
-                    self._travel.send(found, target)
+            theirs = self._parts[target]
+            for expert in shared:
+                if expert in theirs:
+                    below = mean - loads_W[target]
+                    whole = min(busiest - mean, below) if below >= self._least else surplus
+                    self._shift(expert, source, target, whole)
                     return True
+            if self._travel.taken_W[target] < self._slots:
+                room.append((target, surplus))
+        for target, surplus in room:
+            found = self._expert_for(source, target, surplus)
+            if found >= 0:
+                self._shift(found, source, target, surplus)
+                self._travel.send(found, target)
+                return True
         return False
 
-    def _largest_shared(self, source: int, target: int) -> int:
-        """The expert of most slots on ``source`` that ``target`` holds too; -1 for none."""
-        theirs = self._parts[target]
-        shared = [
-            (-part, expert)
-            for expert, part in self._parts[source].items()
-            if part >= LEAST_SLOTS and expert in theirs
-        ]
-        return min(shared)[1] if shared else -1
+    def _shared(self, source: int) -> list[int]:
+        """The copied experts of which ``source`` has slots, those of most first."""
+        parts = self._parts[source]
+        there = [expert for expert in self._travel.experts if parts.get(expert, 0.0) >= LEAST_SLOTS]
+        return sorted(there, key=lambda expert: (-parts[expert], expert))
 
     def _expert_for(self, source: int, target: int, surplus: float) -> int:
         """The smallest part that covers the surplus, or else the largest; -1 where none may go."""
