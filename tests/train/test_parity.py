@@ -152,7 +152,7 @@ def train_on_rank(ctx: ParallelContext, case: Case) -> Outcome:
             slots = sum(ids.numel() for ids, _, _ in micro_batches)
             everything = [slots * trainer.model.config.num_experts_per_tok] * len(trainer.layers)
             assert result.counts_YE.sum(1).tolist() == everything
-            assert result.computed_YW.sum(1).tolist() == everything
+            assert result.experts.computed_slots.sum(1).tolist() == everything
     outcome.parameters = _parameters(trainer, ctx)
     if case.restless and ctx.world_size > 1:
         assert trainer.experts.owners != even_placements(trainer.layers, ctx.world_size)
