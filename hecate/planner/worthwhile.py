@@ -12,7 +12,7 @@ from hecate.planner.costs import StepCosts
 from hecate.planner.travel import Copy, Travel
 
 LEAST_SLOTS = 1.0  # that a copy must take over
-LEAST_SHARE = 1 / 256  # of the mean load that is worth another step
+LEAST_SHARE = 1 / 64  # of the mean load: what is less is noise of the prediction
 
 
 class LayerSearch:
@@ -37,14 +37,13 @@ class LayerSearch:
         for expert, (load, owner) in enumerate(zip(loads_E, owners_E, strict=True)):
             self._parts[owner][expert] = load
             self._loads_W[owner] += load
-        self._mean = sum(self._loads_W) / world_size
-        self._least = max(LEAST_SLOTS, LEAST_SHARE * self._mean)
+        self._least = max(LEAST_SLOTS, LEAST_SHARE * sum(self._loads_W) / world_size)
         self._travel = Travel(owners_E, topology, costs)
 
     def run(self) -> list[Copy]:
         """The copies up to the point at which the layer is predicted to be fastest."""
         slot_s = self._costs.slot_s
-        even_s = self._mean * slot_s
+        even_s = sum(self._loads_W) / len(self._loads_W) * slot_s
         best_s, best = max(self._loads_W) * slot_s, 0
         while self._relieve():
             transfers_s = self._travel.exposed_s()
@@ -61,7 +60,7 @@ class LayerSearch:
 
         Of the ranks that can, the least busy one takes it. False where none can.
         """
-        loads_W, mean = self._loads_W, self._mean
+        loads_W = self._loads_W
         busiest = max(loads_W)
         source = loads_W.index(busiest)
         shared = self._shared(source)
@@ -73,9 +72,7 @@ class LayerSearch:
             theirs = self._parts[target]
             for expert in shared:
                 if expert in theirs:
-                    below = mean - loads_W[target]
-                    whole = min(busiest - mean, below) if below >= self._least else surplus
-                    self._shift(expert, source, target, whole)
+                    self._shift(expert, source, target, surplus)
                     return True
             if self._travel.taken_W[target] < self._slots:
                 room.append((target, surplus))
