@@ -51,6 +51,7 @@ def test_every_figure_is_there_and_loads_are_as_said(tmp_path: Path):
         "balanced_vs_ep",
         "min_margin_stable",
         "min_margin_moving",
+        "ceiling_margin_moving",
         "remat_slowdown",
         "remat_extra_layers",
         "sparse_gather_vs_bound",
