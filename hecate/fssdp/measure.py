@@ -32,6 +32,8 @@ from hecate.planner.costs import NO_LIMIT, StepCosts
 ROWS = 256
 EXCHANGED_ROWS = 2048  # as many as a batch has: few rows would stay in a cache
 TRIPS = 4  # of a slot's row that another rank computes: there and back, forward and backward
+COPIES = 4  # in one launch, as a layer has them: a single one is done before the next is in its way
+MOST_EXPOSED = 3.0  # beyond that, tiny transfers measure nothing but their launch
 REPEATS = 5
 NUMBERS = (
     "slot_s",
@@ -75,8 +77,9 @@ def measured_costs(
     given = [config.slot_s, config.copy_s, config.copy_s, 0.0, config.row_s, config.row_s]
     numbers = [*given, 1.0]
     if ctx.world_size > 1 and not (config.slot_s and config.copy_s):
+        subject = machine_digest(ctx, layer.layout.numel, dtype, compute_dtype, COPIES)
         *found, both_ways = remembered(
-            folder / f"{machine_digest(ctx, layer.layout.numel, dtype, compute_dtype)}.json",
+            folder / f"{subject}.json",
             NUMBERS,
             bench.run,
             dist.ReduceOp.MAX,
@@ -96,7 +99,7 @@ def measured_costs(
         reduce_bytes=reduce_bytes,
         hidden_gather_s=config.hidden_s,
         hidden_reduce_s=2 * config.hidden_s,
-        overlap=1.0 if config.hidden_s else 1.0 - min(1.0, exposed_share),
+        overlap=1.0 if config.hidden_s else 1.0 - min(MOST_EXPOSED, exposed_share),
         slots_per_rank=config.slots_per_rank or NO_LIMIT,
         row_s=row_s,
         row_across_s=row_across_s,
@@ -122,7 +125,8 @@ class _Bench:
     def run(self) -> Sequence[float]:
         """``NUMBERS``: seconds of a slot, of a copy inside a node and across, and so on.
 
-        A copy is an expert's weights to another rank and its gradient back, with nothing beside.
+        A copy is an expert's weights to another rank and its gradient back, with nothing beside
+        but other copies.
         Where no two ranks share a node, or all do, both classes of link are the one there is.
         """
         nodes = Topology(self._ctx.node_of_rank, inside=UNBOUNDED, across=UNBOUNDED).nodes
@@ -177,7 +181,7 @@ class _Bench:
         return self._fastest_s(exchange) * TRIPS / (2 * EXCHANGED_ROWS)
 
     def _both_ways(self, pair: Pair | None) -> float:
-        """Two gathers in opposite directions at once, over one alone; from 1 to 2."""
+        """Gathers in opposite directions at once, over those of one alone; from 1 to 2."""
         if pair is None:
             return 1.0
 
@@ -187,7 +191,8 @@ class _Bench:
             )
             return self._fastest_s(lambda: gather().wait())
 
-        return min(2.0, max(1.0, gathers_s(pair) / gathers_s(pair[:1])))
+        half = COPIES // 2
+        return min(2.0, max(1.0, gathers_s(pair * half) / gathers_s(pair[:1] * half)))
 
     def _copy_s(self, pair: Pair) -> float:
         gather = self._launch(pair, sparse_all_gather, gather_schedule, self._compute_dtype)
@@ -197,10 +202,10 @@ class _Bench:
             gather().wait()
             reduction().wait()
 
-        return self._fastest_s(once)
+        return self._fastest_s(once) / COPIES
 
     def _exposed_share(self, pair: Pair | None, compute: Once, compute_s: float) -> float:
-        """How much longer computation takes beside a gather, over what the gather takes alone."""
+        """How much longer computation takes beside gathers, over what the gathers take alone."""
         if pair is None:
             return 0.0
         gather = self._launch(pair, sparse_all_gather, gather_schedule, self._compute_dtype)
@@ -225,9 +230,9 @@ class _Bench:
     ) -> Callable[[], Handle]:
         """A collective that moves an expert of each owner to the pair's other rank, or back.
 
-        ``owned_by``: of the pair; its first rank where nobody is said.
+        ``owned_by``: of the pair; where nobody is said, its first rank owns all of ``COPIES``.
         """
-        ctx, numel, owned_by = self._ctx, self._layer.layout.numel, owned_by or pair[:1]
+        ctx, numel, owned_by = self._ctx, self._layer.layout.numel, owned_by or pair[:1] * COPIES
         owners = Placement.from_owners(list(owned_by), ctx.world_size)
         copied = Placement((tuple(sorted(pair)),) * len(owned_by), ctx.world_size)
         changes = [Change(owners, copied, numel * dtype.itemsize)]

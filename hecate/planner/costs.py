@@ -25,6 +25,7 @@ from hecate.planner.plan import Ids, Replicas
 
 Seconds = npt.NDArray[np.float64]
 
+GUESSED_IN_VAIN = 0.1  # of the copies that are planned from the loads of the steps before
 SWEEPS = 3  # of levelling: more change predicted loads by less than a slot in a thousand
 
 
@@ -40,12 +41,13 @@ class StepCosts:
     ``launch_s``: what a layer's gather or reduction takes beyond its bytes. ``hidden_gather_s``,
     ``hidden_reduce_s``: attention that a layer's gather and reduction run beside. ``overlap``: the
     share of a transfer beside computation that does not slow the computation down; 1 where a
-    network card and its own stream do the work, near 0 where the same core does. ``gathers``: how
-    often a layer is gathered in a step, 2 with re-materialization. ``slots_per_rank``: the most
-    copies of a layer that a rank has memory for, the paper's *m*. ``row_s``, ``row_across_s``: what
-    a slot that another rank computes adds at each of the two, its rows there and back, forward and
-    backward, inside a node and across nodes. ``both_ways``: how long two transfers in opposite
-    directions take at once, over one alone; 1 where links are duplex, 2 where a core copies both.
+    network card and its own stream do the work, 0 where the same core does, below 0 where the two
+    are in each other's way besides. ``gathers``: how often a layer is gathered in a step, 2 with
+    re-materialization. ``slots_per_rank``: the most copies of a layer that a rank has memory for,
+    the paper's *m*. ``row_s``, ``row_across_s``: what a slot that another rank computes adds at
+    each of the two, its rows there and back, forward and backward, inside a node and across nodes.
+    ``both_ways``: how long two transfers in opposite directions take at once, over one alone; 1
+    where links are duplex, 2 where a core copies both.
     """
 
     slot_s: float
@@ -64,8 +66,10 @@ class StepCosts:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field.name} is {value}; expected a finite number from 0 up")
+            low, high = (-math.inf, 1.0) if field.name == "overlap" else (0.0, math.inf)
+            if not (math.isfinite(value) and low <= value <= high):
+                expected = "up to 1" if field.name == "overlap" else "from 0 up"
+                raise ValueError(f"{field.name} is {value}; expected a finite number {expected}")
 
     def exposed_s(self, rank_copies: float, node_copies: float, topology: Topology) -> float:
         """What a layer's transfers add to a step.
@@ -102,6 +106,13 @@ class StepCosts:
             if used or topology.world_size == 1
         )
         return (self.gather_bytes + self.reduce_bytes) / slowest
+
+    def cheaper_ahead(self, topology: Topology) -> bool:
+        """Whether a copy that is gathered ahead of the gate, for which the loads must be guessed,
+        costs clearly less than one that is gathered after it, when they are known."""
+        across = float(topology.num_nodes > 1)
+        ahead_s = self.exposed_s(1.0, across, topology)
+        return ahead_s <= (1 - GUESSED_IN_VAIN) * self.late_copy_s(topology)
 
     def overlap_experts(self, topology: Topology, *, safety: float = 0.8) -> int:
         """The paper's *t* (section 4.2): experts that travel while attention computes.

@@ -164,6 +164,7 @@ def materialize_by_time(
     receive_budget: int = NO_LIMIT,
     send_budget: int = NO_LIMIT,
     least_imbalance: float = LEAST_IMBALANCE,
+    levels: bool = True,
 ) -> Replicas:
     """The copies of each layer with which it is predicted to be fastest; none that does not pay.
 
@@ -171,7 +172,8 @@ def materialize_by_time(
     and ``bring_nearer`` those of hot experts whose slots then need not travel.
     With more ranks it is the best of no copies and the forms of ``materialize_by_load``: with all
     experts and slots, with half of them and so on; of equals, the one with the fewest copies.
-    Arguments are those of ``materialize_by_load``.
+    Arguments are those of ``materialize_by_load``. Without ``levels`` a layer gets only what
+    ``bring_nearer`` finds: its load is levelled some other way.
     """
     check_loads(loads_YE, owners_YE, topology.world_size)
     hot = min(overlap_experts, loads_YE.shape[1])
@@ -186,13 +188,13 @@ def materialize_by_time(
         triples = []
         for layer, (loads, owners, uneven) in enumerate(layers):
             found: list[Copy] = []
-            if uneven:
+            if uneven and levels:
                 found = LayerSearch(loads, owners, topology, costs, **limits).run()
             if costs.row_s or costs.row_across_s:
                 found = bring_nearer(loads, owners, found, topology, costs, **limits)
             triples += [(layer, expert, rank) for expert, rank in found]
         return Replicas.of(triples)
-    if not uneven_Y.any():
+    if not (levels and uneven_Y.any()):
         return Replicas.none()
     sizes = [(hot, slots)]
     while max(sizes[-1]) > 1:

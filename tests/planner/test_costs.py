@@ -70,6 +70,34 @@ def test_attention_hides_what_overlaps_with_it() -> None:
     assert costs.exposed_s(0, 0, TOPOLOGY) == 0
 
 
+def test_a_transfer_may_slow_attention_by_more_than_its_own_time() -> None:
+    costs = StepCosts(
+        slot_s=0.1, gather_bytes=10, reduce_bytes=20, hidden_gather_s=0.4, overlap=-1.0
+    )
+    # the gather's second and another 0.4 of attention beside it; the reduction: 2 s
+    assert costs.exposed_s(2, 1, TOPOLOGY) == pytest.approx(1.4 + 2)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "hidden_s", "cheaper"),
+    [
+        (1.0, 9.0, True),
+        (1.0, 0.0, False),
+        (-1.0, 9.0, False),
+        # of a late copy's 3 s a gather ahead saves 0.2, or 0.4: at least 0.3 it must be
+        (0.5, 0.4, False),
+        (1.0, 0.4, True),
+    ],
+)
+def test_a_copy_ahead_is_cheaper_where_hiding_saves_more_than_guessing_costs(
+    overlap: float, hidden_s: float, cheaper: bool
+) -> None:
+    costs = StepCosts(
+        slot_s=0.1, gather_bytes=10, reduce_bytes=20, hidden_gather_s=hidden_s, overlap=overlap
+    )
+    assert costs.cheaper_ahead(TOPOLOGY) is cheaper
+
+
 def test_a_late_copy_takes_the_slowest_link_that_ranks_have() -> None:
     costs = StepCosts(slot_s=0.1, gather_bytes=10, reduce_bytes=20, hidden_gather_s=9.0)
     assert costs.late_copy_s(TOPOLOGY) == pytest.approx(3.0)
@@ -89,3 +117,5 @@ def test_the_overlap_degree_is_what_travels_meanwhile() -> None:
 def test_costs_that_are_no_costs_are_refused() -> None:
     with pytest.raises(ValueError, match="slot_s is -1"):
         StepCosts(slot_s=-1, gather_bytes=1, reduce_bytes=1)
+    with pytest.raises(ValueError, match="overlap is 1.5; expected a finite number up to 1"):
+        StepCosts(slot_s=1, gather_bytes=1, reduce_bytes=1, overlap=1.5)

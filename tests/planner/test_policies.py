@@ -1,6 +1,7 @@
 """Every policy keeps the promises of the protocol; what each is known for, by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,6 +235,17 @@ def test_calibration_is_off_unless_asked_for():
         held = policy.after_gate(0, counts_WE, owners[0])
         assert (held is owners[0]) != wanted
         assert busiest(policy, counts_WE, held) == (21 if wanted else 40)
+
+
+def test_what_attention_does_not_hide_is_copied_once_the_gate_has_decided():
+    owners = (Placement.even(2, 2),)
+    for hidden_s, calibrates, ahead in ((0.0, True, 0), (0.0, False, 1), (9.0, True, 1)):
+        costs = replace(COSTS, hidden_gather_s=hidden_s)
+        policy = Fssdp(FssdpConfig(calibrate=calibrates), costs, TWO)
+        (planned,) = policy.plan(1, window([[40, 2]]), owners)
+        assert sum(map(len, planned.holders)) - 2 == ahead
+        now = policy.after_gate(0, np.array([[20, 1], [20, 1]]), planned)
+        assert now.holders == ((0, 1), (1,))
 
 
 @pytest.mark.parametrize(("tokens", "top_k", "experts"), [(7, 2, 4), (8, 1, 3), (5, 3, 3)])

@@ -28,8 +28,9 @@ from hecate.planner.sharding import shard_by_load
 class FssdpConfig(Config):
     """What is copied for a step, and when owners change.
 
-    ``materialization``: ``predicted`` makes the copies that shorten the predicted step, ``paper``
-    those of Algorithm 1, the most loaded experts up to what attention hides and memory holds.
+    ``materialization``: ``predicted`` makes the copies that shorten the predicted step, and leaves
+    those that hiding would not make cheaper to ``calibrate``; ``paper`` makes those of Algorithm 1,
+    the most loaded experts up to what attention hides and memory holds.
     ``reshard_every``: steps between two looks at who owns what; 0 leaves owners as they are.
     ``reshard_at``: the least imbalance over owners, max over mean of the window, at which a layer's
     owners change. ``sharding``: ``swaps`` between ranks of one layer, or by the paper's Algorithm 2
@@ -85,6 +86,7 @@ class Fssdp(Reckoning, Policy):
             self.costs,
             overlap_experts=num_experts,
             slots_per_rank=self.costs.slots_per_rank,
+            levels=not self._config.calibrate or self.costs.cheaper_ahead(self._topology),
         )
 
     def after_gate(self, layer: int, counts_WE: Counts, placement: Placement) -> Placement:
