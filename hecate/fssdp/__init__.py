@@ -4,6 +4,7 @@
 |---|---|---|
 | config.py | decides | the user's settings of the policy |
 | apply.py | executes | model, ranks, policy -> owned experts behind every experts module |
+| blocks.py | decides | a model -> the blocks that its layers of experts lie in |
 | choice.py | decides | a policy's name, costs measured here -> the policy |
 | sharded.py | executes | the calls of a training loop -> steps over copies and owners |
 | lifecycle.py | decides | the calls of a training loop -> whether this one may come now |
@@ -19,7 +20,7 @@
 | observed.py | decides | placements, slots computed -> a step's metrics |
 | room.py | decides | copies of a step, memory -> which fit, and whether layers take turns |
 | spare_memory.py | executes | this rank's memory -> what copies may take |
-| between.py | executes | forward passes -> seconds between two layers of experts |
+| between.py | executes | forward passes -> seconds that a layer's gather runs beside |
 | materialize.py | executes | a step's placements -> copies gathered, their gradients sent home |
 | reshard.py | executes | old owners, new owners -> whole rows moved between steps |
 | measure.py | executes | an experts module -> seconds of a slot, of a copy, and their overlap |

@@ -17,6 +17,7 @@ from collectives.placement import Placement
 from collectives.transports import Transport
 from hecate.errors import ConfigError, ModelError, UsageError
 from hecate.folders import cache_folder
+from hecate.fssdp.blocks import find_blocks, on_start
 from hecate.fssdp.channels import carried_by, open_channels
 from hecate.fssdp.choice import choose_policy
 from hecate.fssdp.config import ExpertsConfig
@@ -112,10 +113,12 @@ def shard_experts(
         for layer, placement in zip(layers, placements, strict=True)
     )
     num_experts = max(layer.num_experts for layer in layers)
+    blocks = find_blocks(model, layers)
     experts = ShardedExperts(
         ctx=ctx,
         layers=layers,
         modules=tuple(model.get_submodule(layer.name) for layer in layers),
+        blocks=blocks,
         owners=placements,
         shards=shards,
         routers=routers,
@@ -125,7 +128,7 @@ def shard_experts(
         policy=policy,
         loads=LoadWindow(len(layers), num_experts),
         materializer=_materializer(
-            shards, placements, ctx, config.transport, folder, phase, gathers_by
+            shards, placements, ctx, config.transport, folder, phase, gathers_by, bool(blocks)
         ),
         rematerialize=config.rematerialize,
         copies_bytes=int(config.copies_mib * 2**20),
@@ -137,6 +140,7 @@ def shard_experts(
         module.runtime = _runtime(module, shard, experts, override, phase)  # type: ignore[assignment]
         # what it communicates is decided while it runs: compiled code breaks off here, and goes on
         module.forward = torch.compiler.disable(types.MethodType(through_runtime, module))
+    on_start(blocks, experts.materializer.block_starts)
     if router.balance_loss or router.z_loss:
         for found in routers:
             found.on_logits(experts.log.record_logits)
@@ -175,6 +179,7 @@ def _materializer(
     folder: Path,
     phase: PhaseTimer,
     gathers_by: Callable[[Transport], Transport] | None,
+    blocks_start: bool,
 ) -> Materializer:
     gathers, reductions, topology = open_channels(ctx, transport, folder)
     if gathers_by is not None:
@@ -188,6 +193,7 @@ def _materializer(
         reductions=reductions,
         control=ctx.groups.control,
         phase=phase,
+        blocks_start=blocks_start,
     )
 
 

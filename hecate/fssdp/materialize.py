@@ -85,11 +85,15 @@ class Materializer:
     """The replicas of all layers on this rank, and the collectives that fill and empty them.
 
     ``control``: a group of CPU tensors in which ranks make sure that they planned the same.
+    ``blocks_start``: whether ``block_starts`` is called; without, gathers do not wait for a block.
     """
 
     # Note [When replicas move]
     # -------------------------
-    # forward:   gather l+1 starts when the experts of l are done, and ends before those of l+1
+    # forward:   gather l+1 starts with the first block after the experts of l, and ends before
+    #            those of l+1. What gathers a block's dense parameters does so as the block begins,
+    #            and the block waits for it: copies sent before would stand in its way, and nothing
+    #            would hide them.
     # backward:  reduce l starts when the experts of l are done; with rematerialize gather l-1
     #            follows it, into the buffer that l has just left
     # Reductions that share a gradient buffer are over before the next layer writes to it.
@@ -106,6 +110,7 @@ class Materializer:
         reductions: Channel,
         control: dist.ProcessGroup,
         phase: PhaseTimer,
+        blocks_start: bool = False,
     ) -> None:
         self._rank, self._world_size, self._phase = rank, topology.world_size, phase
         self._gathers, self._reductions, self._control = gathers, reductions, control
@@ -116,6 +121,8 @@ class Materializer:
         self._all_layers = SlotBuffers(len(shards), shared=False, device=device)
         self._one_grad = SlotBuffers(len(shards), shared=True, device=device)
         self._all_grads = SlotBuffers(len(shards), shared=False, device=device)
+        self._blocks_start = blocks_start
+        self._next: int | None = None
         self._reduces_each = True
         self._last_micro_batch = True
         self._rematerialize = False
@@ -149,7 +156,7 @@ class Materializer:
         *,
         rematerialize: bool = False,
     ) -> None:
-        """Take the placements of a step, and start gathering its first layer.
+        """Take the placements of a step; its first layer's gather comes next.
 
         With one micro-batch a layer's gradients go home at once, and all layers share one buffer
         for them; with more they are added up in buffers of their own and go home once.
@@ -165,7 +172,7 @@ class Materializer:
             self._plan(layer, placement)
         self._require_agreement()
         self._make_room()
-        self._prefetch(0)
+        self._gather_next(0)
 
     def _require_agreement(self) -> None:
         if self._world_size == 1:
@@ -222,7 +229,13 @@ class Materializer:
             self._prefetch(index)
 
     def after_forward(self, index: int) -> None:
-        self._prefetch(index + 1)
+        self._gather_next(index + 1)
+
+    def block_starts(self) -> None:
+        """A block of the model begins, its dense parameters complete."""
+        index, self._next = self._next, None
+        if index is not None:
+            self._prefetch(index)
 
     def before_backward(self, index: int) -> tuple[HeldExperts, ...]:
         """``experts``, with room for their gradients."""
@@ -249,7 +262,7 @@ class Materializer:
 
     def finish_step(self) -> None:
         """Wait until every gradient is home, and forget the replicas."""
-        self.active = False
+        self.active, self._next = False, None
         for layer in self.layers:
             self._finish_gather(layer)
             self._finish_reduce(layer)
@@ -283,6 +296,13 @@ class Materializer:
                 weights.rows(index, len(copies), numel),
                 grads.rows(index, len(copies), numel),
             )
+
+    def _gather_next(self, index: int) -> None:
+        """Start gathering a layer with the next block; see Note [When replicas move]."""
+        if self._blocks_start:
+            self._next = index
+        else:
+            self._prefetch(index)
 
     def _prefetch(self, index: int) -> None:
         """Start gathering a layer, if there is one and it is not there or on its way."""

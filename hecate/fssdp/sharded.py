@@ -61,6 +61,7 @@ class ShardedExperts:
     ctx: ParallelContext
     layers: tuple[MoELayer, ...]
     modules: tuple[nn.Module, ...]
+    blocks: tuple[nn.Module, ...]
     owners: tuple[Placement, ...]
     shards: tuple[ExpertShard, ...]
     routers: tuple[Router, ...]
@@ -160,11 +161,11 @@ class ShardedExperts:
             return
         if self.policy.costs.hidden_gather_s:
             return
-        digest = machine_digest(self.ctx, "between", subject)
+        digest = machine_digest(self.ctx, "block to experts", subject)
         (between_s,) = remembered(
             self.costs_folder / f"{digest}.json",
             ("between_s",),
-            lambda: [seconds_between(self.modules, forward, self.ctx.device)],
+            lambda: [seconds_between(self.modules, forward, self.ctx.device, blocks=self.blocks)],
             dist.ReduceOp.MIN,
             self.ctx,
         )

@@ -32,7 +32,7 @@ from hecate.bench.network import (
 )
 from hecate.bench.node_ranks import Collectives
 
-PACE = Pace(collective_passes=2, step_passes=2, step_warm_up=1)
+PACE = Pace(collective_passes=2, step_passes=2, step_warm_up=1, hidden_passes=4)
 CHUNK_BYTES = 1 << 18
 # Headers of 66 bytes to a segment of 1,448 at the worst, and as many acknowledgements.
 MOST_OVERHEAD = 1.07
