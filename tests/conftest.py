@@ -38,6 +38,8 @@ LACKING = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files come first, so that with several workers none is left waiting for one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         for marker, reason in LACKING.items():
             if reason and item.get_closest_marker(marker):

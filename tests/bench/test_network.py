@@ -61,7 +61,6 @@ def processes_in(namespaces: Sequence[TextIO]) -> list[str]:
 
 
 @pytest.mark.root
-@pytest.mark.xdist_group("network")
 @pytest.mark.parametrize("kind", ["gather", "reduction"])
 def test_the_counters_show_lambda_s_and_half_of_it_with_a_copy_to_each_node(kind):
     # of 8 chunks, 2 to a rank, the first of each rank goes to all: lambda = 4/8
@@ -81,7 +80,6 @@ def test_the_counters_show_lambda_s_and_half_of_it_with_a_copy_to_each_node(kind
 
 
 @pytest.mark.root
-@pytest.mark.xdist_group("network")
 def test_every_figure_is_there_and_nothing_of_the_nodes_is_left():
     with ExitStack() as stack:
         with two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes) as crew:

@@ -19,7 +19,7 @@ from jobs import finish, hecate, metrics, set_, start, succeed, write_config, wr
 
 from hecate.checkpoint.reader import CheckpointReader
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train-faults")]
+pytestmark = pytest.mark.slow
 
 STEPS, EVERY = 40, 4
 ENDS_WITHIN_S = 20

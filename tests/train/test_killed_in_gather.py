@@ -36,7 +36,6 @@ def sent_bytes(process: subprocess.Popen) -> int:
 
 
 @pytest.mark.root
-@pytest.mark.xdist_group("network")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_rank_that_is_left_names_the_layer_and_the_rank(tmp_path: Path, victim: int) -> None:
     write_corpus(tmp_path / "corpus")

@@ -36,7 +36,7 @@ from hecate.train.metrics import PhaseClock
 from hecate.train.run import train
 from hecate.train.state import model_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train-run")]
+pytestmark = pytest.mark.slow
 
 STEPS, ROWS, TOKENS = 4, 5, 32
 
