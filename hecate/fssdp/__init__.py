@@ -18,9 +18,11 @@
 | channels.py | executes | a transport's name or auto -> the channels of the sparse collectives |
 | layer_clock.py | executes | marks of the host or a stream -> seconds of each layer |
 | observed.py | decides | placements, slots computed -> a step's metrics |
+| plan_ahead.py | executes | loads as soon as they are whole -> the coming step's plan |
 | room.py | decides | copies of a step, memory -> which fit, and whether layers take turns |
 | spare_memory.py | executes | this rank's memory -> what copies may take |
 | between.py | executes | forward passes -> seconds that a layer's gather runs beside |
+| layer_replicas.py | decides | a layer -> its copies in this step, and how far they have come |
 | materialize.py | executes | a step's placements -> copies gathered, their gradients sent home |
 | reshard.py | executes | old owners, new owners -> whole rows moved between steps |
 | measure.py | executes | an experts module -> seconds of a slot, of a copy, and their overlap |

@@ -24,6 +24,7 @@ from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.experts import ExpertMath, kernel_for
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
+from hecate.fssdp.plan_ahead import PlanAhead
 from hecate.fssdp.routed import Override, PhaseTimer, RoutedExperts
 from hecate.fssdp.routing import RouterConfig, RoutingLog
 from hecate.fssdp.sharded import ShardedExperts
@@ -127,6 +128,7 @@ def shard_experts(
         log=RoutingLog(len(layers), num_experts, ctx.device),
         policy=policy,
         loads=LoadWindow(len(layers), num_experts),
+        plans=PlanAhead(policy),
         materializer=_materializer(
             shards, placements, ctx, config.transport, folder, phase, gathers_by, bool(blocks)
         ),

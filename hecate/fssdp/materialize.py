@@ -8,10 +8,8 @@ optimizer state, and after the step nothing of the replicas is left.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -19,66 +17,18 @@ import torch.distributed as dist
 from collectives.agreement import agree, digest_of
 from collectives.placement import Placement
 from collectives.schedule import Change
-from collectives.sparse import Handle, sparse_all_gather, sparse_reduce_scatter
+from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Topology
 from hecate.errors import PlacementError
 from hecate.fssdp.experts import HeldExperts
-from hecate.fssdp.layer_clock import LayerClock, Mark, Spent
+from hecate.fssdp.layer_clock import LayerClock, Spent
 from hecate.fssdp.layer_plan import Carrier, Channel, LayerPlan, LayerPlanner
+from hecate.fssdp.layer_replicas import LayerReplicas, Stage
 from hecate.fssdp.replicas import ReplicaSlots, SlotBuffers
 from hecate.fssdp.shards import ExpertShard
 from hecate.mesh import naming
 
 PhaseTimer = Callable[[str], AbstractContextManager[object]]
-
-
-class Stage(enum.Enum):
-    """Where the replicas of a layer are: ``SHARDED -> GATHERING -> MATERIALIZED -> SHARDED``."""
-
-    SHARDED = enum.auto()
-    GATHERING = enum.auto()
-    MATERIALIZED = enum.auto()
-
-
-@dataclass
-class LayerReplicas:
-    """One layer in the current step: its plan, and how far its copies have come.
-
-    ``resting`` is the plan between steps, in which owners alone hold experts; ``latest`` the last
-    one with copies, which the next step most often repeats. ``launched``: when the gather under way
-    began, ``alone_s``: what it should take by itself. ``slots`` hold the planned copies of
-    this rank, ``late`` those that were added once the counts were known.
-    """
-
-    shard: ExpertShard
-    owners: Placement
-    resting: LayerPlan
-    plan: LayerPlan
-    latest: LayerPlan
-    slots: ReplicaSlots | None = None
-    late: list[ReplicaSlots] = field(default_factory=list)
-    stage: Stage = Stage.SHARDED
-    gathering: Handle | None = None
-    launched: Mark = None
-    alone_s: float = 0.0
-    reducing: Handle | None = None
-
-    @property
-    def copies(self) -> tuple[ReplicaSlots, ...]:
-        """Everything on this rank that it does not own, in the order of its rows."""
-        return (*(() if self.slots is None else (self.slots,)), *self.late)
-
-    def weight_rows(self) -> dict[int, torch.Tensor]:
-        rows = {e: self.shard.compute_row(e) for e in self.shard.expert_ids}
-        for slots in self.copies:
-            rows |= slots.weight_rows()
-        return rows
-
-    def grad_rows(self) -> dict[int, torch.Tensor]:
-        rows = {e: self.shard.grad_row(e) for e in self.shard.expert_ids}
-        for slots in self.copies:
-            rows |= slots.grad_rows()
-        return rows
 
 
 class Materializer:

@@ -32,6 +32,7 @@ from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.norm import clip_gradients, grad_square_sum
 from hecate.fssdp.observed import StepMetrics
+from hecate.fssdp.plan_ahead import PlanAhead
 from hecate.fssdp.remembered import machine_digest, remembered
 from hecate.fssdp.reshard import OwnedTables, move_owners, moves_between, rows_in_state
 from hecate.fssdp.room import Rematerialize, Room
@@ -70,6 +71,7 @@ class ShardedExperts:
     log: RoutingLog
     policy: Policy
     loads: LoadWindow
+    plans: PlanAhead
     materializer: Materializer
     lifecycle: StepLifecycle
     rematerialize: Rematerialize
@@ -109,7 +111,7 @@ class ShardedExperts:
             shard.begin_step()
         accumulates = num_micro_batches > 1
         room = self._known_room(accumulates=accumulates)
-        planned = self.policy.plan(step, self.loads, self.owners)
+        planned = self.plans.plan(step, self.loads, self.owners)
         fitted = room.fit(planned, self.owners, self.loads.predict(), accumulates=accumulates)
         if fitted.dropped and not self._said_short:
             self._said_short = True
@@ -203,6 +205,7 @@ class ShardedExperts:
                 if shard.parameter.grad is not None:
                     shard.parameter.grad.div_(self.ctx.world_size)
         self.loads.push(self.log.counts_YE.cpu().numpy())
+        self.plans.start(self.step_number + 1, self.loads, self.owners)
 
     def _observed(self, held: tuple[Placement, ...]) -> StepMetrics:
         shapes = [(own.num_chunks, own.world_size) for own in self.owners]

@@ -55,6 +55,7 @@ class Fssdp(Reckoning, Policy):
     """The policy of the paper, with copies that must pay for themselves."""
 
     name = "fssdp"
+    plans_ahead = True
 
     def __init__(self, config: FssdpConfig, costs: StepCosts, topology: Topology) -> None:
         self._config, self.costs, self._topology = config, costs, topology

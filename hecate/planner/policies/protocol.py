@@ -19,13 +19,16 @@ class Policy(Protocol):
     experts from the next step on; the same tuple where nobody moves. ``route``: whose slots who
     computes, ``[W, E]`` counts to ``[W, E, W]``. ``state``: what its decisions depend on beside
     loads and owners, as JSON for a checkpoint; ``restore`` takes it up in a run of as many ranks.
-    ``exact``: whether training under it computes what one process would. ``adjust_costs``: what it
+    ``exact``: whether training under it computes what one process would. ``plans_ahead``: whether
+    ``plan`` may be called from another thread before its step, and in vain, since it depends on
+    nothing but its arguments and the costs. ``adjust_costs``: what it
     reckons with is now known better, between steps. A policy that inherits
     leaves to these methods what it does not do.
     """
 
     name: str
     exact: bool = True
+    plans_ahead: bool = False
 
     def plan(
         self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
