@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Contest:
 
 
 class Laps:
-    """The steps of all strategies, each step's order one further round than the last one's."""
+    """The steps of all strategies, each step's in another order."""
 
     def __init__(self, strategies: Mapping[str, Strategy], ctx: ParallelContext) -> None:
         self._strategies, self._ctx = strategies, ctx
@@ -66,7 +67,7 @@ class Laps:
 
     def run(self, step: int, names: Sequence[str], *, timed: bool = True) -> None:
         """Step ``step`` of all ``names``, one after another, all ranks at once."""
-        for name in _rotated(names, step):
+        for name in turn_order(names, step):
             strategy = self._strategies[name]
             strategy.prepare(step)
             dist.barrier(group=self._ctx.groups.control)
@@ -94,6 +95,10 @@ class Laps:
         return result
 
 
-def _rotated(names: Sequence[str], by: int) -> tuple[str, ...]:
-    first = by % len(names)
-    return (*names[first:], *names[:first])
+def turn_order(names: Sequence[str], step: int) -> list[str]:
+    """The order in which ``names`` take a step: shuffled anew, equal on all ranks.
+
+    A step leaves caches, freed memory and threads behind that the next one finds, so that nobody
+    should always come after the same one.
+    """
+    return random.Random(step).sample(names, len(names))

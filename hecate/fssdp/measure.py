@@ -5,6 +5,7 @@ Once for each machine, expert and dtype: later runs find the numbers again, and 
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -212,13 +213,19 @@ class _Bench:
         gather_s = self._fastest_s(lambda: gather().wait())
         times = 1 + int(1.5 * gather_s / compute_s)
 
-        def together() -> None:
-            moving = gather()
+        def beside(gathers: bool) -> None:
+            moving = gather() if gathers else None
             for _ in range(times):
                 compute()
-            moving.wait()
+            if moving is not None:
+                moving.wait()
 
-        return max(0.0, (self._fastest_s(together) - times * compute_s) / gather_s)
+        # In turn, and their median: a machine that is busy for a while slows both of a pair.
+        added_s = [
+            self._seconds(partial(beside, True)) - self._seconds(partial(beside, False))
+            for _ in range(2 * REPEATS)
+        ]
+        return max(0.0, statistics.median(added_s) / gather_s)
 
     def _launch(
         self,
@@ -252,11 +259,11 @@ class _Bench:
         )
 
     def _fastest_s(self, once: Once) -> float:
-        device, taken = self._ctx.device, []
-        for _ in range(1 + REPEATS):
-            started = time.perf_counter()
-            once()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - started)
-        return min(taken[1:])
+        return min([self._seconds(once) for _ in range(1 + REPEATS)][1:])
+
+    def _seconds(self, once: Once) -> float:
+        started = time.perf_counter()
+        once()
+        if self._ctx.device.type == "cuda":
+            torch.cuda.synchronize(self._ctx.device)
+        return time.perf_counter() - started
