@@ -117,6 +117,7 @@ class HiddenGather:
             },
             ctx,
         )
+        laps.run(0, (GATHERED,), timed=False)  # slots hold no weights before their first gather
         for step in range(2 + self.repeats):
             laps.run(step, (GATHERED, SKIPPED), timed=step > 1)
         alone = [gathers_alone(strategy.trainer, gathers, ctx) for _ in range(2 + self.repeats)]
