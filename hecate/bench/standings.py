@@ -69,7 +69,7 @@ def _demo_with(name: str, moe_intermediate_size: int) -> Workload:
 
 
 # The experts' widths at which they take 0.50 to 0.55, and 0.8, of a balanced step here.
-HALF, MOST = _demo_with("moe 0.5", 416), _demo_with("moe 0.8", 1280)
+HALF, MOST = _demo_with("moe 0.5", 384), _demo_with("moe 0.8", 1280)
 
 TITLES = {
     OURS: "fssdp (ours)",
