@@ -15,9 +15,10 @@ Placements = tuple[Placement, ...]
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a plan depends on, beside the loads."""
+    """What a plan depends on; ``loads`` as bytes, which compare at once."""
 
     step: int
+    loads: bytes
     owners: Placements
     costs: StepCosts | None
 
@@ -25,32 +26,32 @@ class _Asked:
 class PlanAhead:
     """Asks ``policy`` for plans, ahead of their step where it allows that.
 
-    A thread of its own plans from the loads of a step as soon as these are whole. Should owners or
-    costs change until the next step begins, or another step come than was expected, that plan is
-    dropped and made anew.
+    A thread of its own plans from the loads of a step as soon as these are whole. Should loads,
+    owners or costs be others when the next step begins, or another step come than was expected,
+    that plan is dropped and made anew.
     """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._thread = ThreadPoolExecutor(1, "plan") if policy.plans_ahead else None
-        self._asked: _Asked | None = None
-        self._coming: Future[Placements] | None = None
+        self._coming: tuple[_Asked, Future[Placements]] | None = None
 
     def start(self, step: int, loads: LoadWindow, owners: Placements) -> None:
-        """Begin to plan ``step``; until ``plan`` is called nobody may push to ``loads``."""
+        """Begin to plan ``step``."""
         if self._thread is not None:
-            self._asked = self._question(step, owners)
-            self._coming = self._thread.submit(self._policy.plan, step, loads, owners)
+            asked = self._question(step, loads, owners)
+            self._coming = asked, self._thread.submit(self._policy.plan, step, loads, owners)
 
     def plan(self, step: int, loads: LoadWindow, owners: Placements) -> Placements:
         """What the policy plans; it raises what that raises."""
         coming, self._coming = self._coming, None
         if coming is not None:
-            found = coming.result()  # also where it is dropped: one plan at a time
-            if self._asked == self._question(step, owners):
+            asked, planning = coming
+            found = planning.result()  # also where it is dropped: one plan at a time
+            if asked == self._question(step, loads, owners):
                 return found
         return self._policy.plan(step, loads, owners)
 
-    def _question(self, step: int, owners: Placements) -> _Asked:
+    def _question(self, step: int, loads: LoadWindow, owners: Placements) -> _Asked:
         costs = self._policy.costs if isinstance(self._policy, Reckoning) else None
-        return _Asked(step, owners, costs)
+        return _Asked(step, loads.state().tobytes(), owners, costs)

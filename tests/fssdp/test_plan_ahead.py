@@ -1,4 +1,4 @@
-"""A plan that was made ahead counts only for the step, owners and costs that it was made for."""
+"""A plan that was made ahead counts only for what it was made for."""
 
 from __future__ import annotations
 
@@ -76,6 +76,15 @@ def test_what_changed_meanwhile_is_planned_anew(loads: LoadWindow) -> None:
     anew = [(step, owner) for step, owner, here in policy.asked if here]
     assert anew == [(2, 0), (3, 1), (4, 0)]
     assert [step for step, _, here in policy.asked if not here] == [1, 3, 4]
+
+
+def test_loads_that_were_taken_up_meanwhile_are_planned_for(loads: LoadWindow) -> None:
+    policy = Noting(plans_ahead=True)
+    plans = PlanAhead(policy)
+    plans.start(1, loads, OWNERS)
+    loads.restore(np.array([[[1, 3]]]))  # as many steps as before, and other loads
+    plans.plan(1, loads, OWNERS)
+    assert policy.asked == [(1, 0, False), (1, 0, True)]
 
 
 def test_a_policy_that_remembers_is_asked_once_and_in_time(loads: LoadWindow) -> None:
