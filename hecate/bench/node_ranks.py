@@ -23,6 +23,7 @@ from collectives.schedule import Change, gather_schedule, reduce_schedule
 from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Link, Topology
 from collectives.transports import TRANSPORTS, LaunchResources, Transport
+from hecate.bench.contest import turn_order
 from hecate.bench.copies import (
     GATHERED,
     SKIPPED,
@@ -108,12 +109,11 @@ class Passes:
 def _in_turn(
     actions: Mapping[str, Callable[[int], None]], passes: int, warm_up: int, ctx: ParallelContext
 ) -> dict[str, Passes]:
-    """Pass after pass of every action, each time from the next one on, all ranks together."""
+    """Pass after pass of every action, each pass in another order, all ranks together."""
     names = tuple(actions)
     taken = {name: Passes() for name in names}
     for number in range(warm_up + passes):
-        first = number % len(names)
-        for name in (*names[first:], *names[:first]):
+        for name in turn_order(names, number):
             dist.barrier(group=ctx.groups.control)
             before = sent_bytes()
             dist.barrier(group=ctx.groups.control)  # nobody sends before all have looked
@@ -252,6 +252,7 @@ class HiddenOverLink:
             return once
 
         actions = {GATHERED: action(False), SKIPPED: action(True)}
+        actions[GATHERED](0)  # slots hold no weights before their first gather
         taken = _in_turn(actions, self.passes, self.warm_up, ctx)
         return taken, tuple(gathers_alone(trainer, gathers, ctx) for _ in range(self.passes))
 
