@@ -78,9 +78,9 @@ def measured_costs(
     given = [config.slot_s, config.copy_s, config.copy_s, 0.0, config.row_s, config.row_s]
     numbers = [*given, 1.0]
     if ctx.world_size > 1 and not (config.slot_s and config.copy_s):
-        subject = machine_digest(ctx, layer.layout.numel, dtype, compute_dtype, COPIES)
+        digest = machine_digest(ctx, layer.layout.numel, dtype, compute_dtype, COPIES)
         *found, both_ways = remembered(
-            folder / f"{subject}.json",
+            folder / f"{digest}.json",
             NUMBERS,
             bench.run,
             dist.ReduceOp.MAX,
@@ -127,8 +127,8 @@ class _Bench:
         """``NUMBERS``: seconds of a slot, of a copy inside a node and across, and so on.
 
         A copy is an expert's weights to another rank and its gradient back, with nothing beside
-        but other copies.
-        Where no two ranks share a node, or all do, both classes of link are the one there is.
+        but other copies. Where no two ranks share a node, or all do, both classes of link are the
+        one there is.
         """
         nodes = Topology(self._ctx.node_of_rank, inside=UNBOUNDED, across=UNBOUNDED).nodes
         within = next(((ranks[0], ranks[1]) for ranks in nodes if len(ranks) > 1), None)
@@ -213,18 +213,17 @@ class _Bench:
         gather_s = self._fastest_s(lambda: gather().wait())
         times = 1 + int(1.5 * gather_s / compute_s)
 
-        def beside(gathers: bool) -> None:
-            moving = gather() if gathers else None
+        def computing() -> None:
             for _ in range(times):
                 compute()
-            if moving is not None:
-                moving.wait()
+
+        def together() -> None:
+            moving = gather()
+            computing()
+            moving.wait()
 
         # In turn, and their median: a machine that is busy for a while slows both of a pair.
-        added_s = [
-            self._seconds(partial(beside, True)) - self._seconds(partial(beside, False))
-            for _ in range(2 * REPEATS)
-        ]
+        added_s = [self._seconds(together) - self._seconds(computing) for _ in range(2 * REPEATS)]
         return max(0.0, statistics.median(added_s) / gather_s)
 
     def _launch(
