@@ -37,6 +37,11 @@ LACKING = {
 }
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers a core: tests of ranks spend half their time waiting for processes to start."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files come first, so that with several workers none is left waiting for one."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
