@@ -15,6 +15,7 @@
 | expert_figures.py | decides | steps, seconds of all ranks -> what the log says of experts |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
 | host_memory.py | executes | keeps freed memory with the process |
+| starts.py | executes | where a run was begun and taken up, on what -> a file |
 | loads.py | executes | each step's router loads -> a file, and back |
 | plans/ | decides | recorded loads, policies -> what each would have made of them |
 | logging/ | executes | figures -> console, JSON Lines, Weights & Biases |

@@ -47,6 +47,7 @@ from hecate.train.loop import TrainingLoop
 from hecate.train.metrics import PhaseClock
 from hecate.train.peak import measure_peak_flops
 from hecate.train.reshard import restore_placement
+from hecate.train.starts import record_start
 from hecate.train.state import (
     model_state,
     optimizer_state,
@@ -107,6 +108,14 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
             keep=config.checkpoint.keep,
         )
         first_step = _resume(resume, config, ctx, trainer, stream, store)
+        if ctx.rank == 0:
+            record_start(
+                folder,
+                first_step,
+                node_of_rank=ctx.node_of_rank,
+                device=ctx.device,
+                time_s=time.time(),
+            )
         settings = {key: f"{value}" for key, value in origins.items()}
         run = Run(
             folder,

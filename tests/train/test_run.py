@@ -114,6 +114,7 @@ def test_the_folder_holds_what_was_run(finished: Finished) -> None:
     names = {path.name for path in finished.run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.yaml",
+        "starts.jsonl",
         "metrics.jsonl",
         "loads.jsonl",
         "tokenizer",

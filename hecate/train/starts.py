@@ -1,0 +1,81 @@
+"""Where a run was begun and taken up again, and on what: ``starts.jsonl``, for ``hecate report``.
+
+A line for each start that came as far as training::
+
+    {"step": 100, "time_s": ..., "ranks": 2, "nodes": 1, "environment": {"python": "3.11.2", ...}}
+
+``step``: how many steps the run had done; ``environment``: names and values for people, of rank 0.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import torch
+
+from hecate.errors import StorageError
+
+FILE = "starts.jsonl"
+PACKAGES = ("hecate", "torch", "transformers", "numpy", "wandb", "deepspeed", "ray")
+
+
+def record_start(
+    folder: Path,
+    step: int,
+    *,
+    node_of_rank: tuple[int, ...],
+    device: torch.device,
+    time_s: float,
+) -> None:
+    """Append this start to the file in ``folder``; that of a new run, of 0 steps, begins it anew.
+
+    ``time_s``: Unix time. Raises ``StorageError``.
+    """
+    path = folder / FILE
+    record = {
+        "step": step,
+        "time_s": round(time_s, 3),
+        "ranks": len(node_of_rank),
+        "nodes": len(set(node_of_rank)),
+        "environment": environment(device),
+    }
+    line = json.dumps(record, separators=(",", ":")) + "\n"
+    try:
+        before = path.read_text(encoding="utf-8") if step and path.exists() else ""
+        kept = before[: before.rfind("\n") + 1]  # without what a kill left unfinished
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(kept + line, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(
+            f"the start of the run cannot be written to {path}",
+            got=error.strerror or str(error),
+            expected="a writable folder with free space",
+            fix="free some space or set folder to another disk",
+        ) from error
+
+
+def environment(device: torch.device) -> Mapping[str, str]:
+    """What this process runs on: device, cores, memory, system, versions."""
+    facts = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads of a rank": str(torch.get_num_threads()),
+        "cores": str(psutil.cpu_count() or "unknown"),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    for name in PACKAGES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        facts["CUDA"] = torch.version.cuda
+    return facts

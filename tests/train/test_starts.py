@@ -1,0 +1,55 @@
+"""starts.jsonl: a line a start, whatever a kill left of the one before."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hecate.errors import StorageError
+from hecate.report.starts import read_starts
+from hecate.train.starts import FILE, record_start
+
+
+def start(folder: Path, step: int, ranks: int = 4) -> None:
+    nodes = tuple(rank // 2 for rank in range(ranks))
+    record_start(folder, step, node_of_rank=nodes, device=torch.device("cpu"), time_s=7.5)
+
+
+def test_what_is_recorded_is_what_a_report_reads(tmp_path: Path) -> None:
+    start(tmp_path, 0)
+    start(tmp_path, 100, ranks=6)
+    start(tmp_path, 100)
+    starts, damage = read_starts(tmp_path / FILE)
+    assert [(each.step, each.num_ranks, each.num_nodes) for each in starts] == [
+        (0, 4, 2),
+        (100, 6, 3),
+        (100, 4, 2),
+    ]
+    assert starts[0].time_s == 7.5 and not damage.cut
+    environment = starts[0].environment
+    assert environment["device"] == "cpu" and environment["torch"] == torch.__version__
+    assert environment["threads of a rank"] == str(torch.get_num_threads())
+
+
+def test_a_new_run_starts_the_file_anew(tmp_path: Path) -> None:
+    start(tmp_path, 0)
+    start(tmp_path, 50)
+    start(tmp_path, 0)
+    assert [each.step for each in read_starts(tmp_path / FILE)[0]] == [0]
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_what_a_kill_left_unfinished_goes(tmp_path: Path) -> None:
+    start(tmp_path, 0)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"step":50,"ti')
+    start(tmp_path, 60)
+    lines = (tmp_path / FILE).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 60]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        start(tmp_path / "file", 0)
