@@ -18,6 +18,9 @@ OMP_NUM_THREADS=$threads torchrun --standalone --nproc-per-node 2 \
 say "Evaluating on files that it never saw: hecate eval $run"
 hecate eval "$run"
 
+say "Drawing the run: hecate report $run"
+hecate report "$run"
+
 say "Exporting: hecate export $run $exported"
 hecate export "$run" "$exported"
 
@@ -28,6 +31,7 @@ cat <<END
 
 == What is where
   $run/checkpoints    checkpoints, which --resume auto continues from
+  $run/report.html    the run as one page: curves, loads, time, events
   $run/metrics.jsonl  every metric of every logged step
   $run/wandb          the same for Weights & Biases: wandb sync $run/wandb/offline-run-*
   $run/config.yaml    the whole configuration that was run

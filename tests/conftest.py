@@ -33,6 +33,7 @@ def without_namespaces() -> str:
 LACKING = {
     "root": without_namespaces(),
     "gpu": "" if torch.cuda.is_available() else "no CUDA device",
+    "chromium": "" if shutil.which("chromium") else "no chromium (Debian: apt install chromium)",
     "ray": "" if importlib.util.find_spec("ray") else "Ray is not installed",
 }
 

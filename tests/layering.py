@@ -19,6 +19,7 @@ FOUNDATION = frozenset(
         "hecate.mesh",
         "hecate.config",
         "hecate.errors",
+        "hecate.files",
         "hecate.folders",
         "hecate.svg",
         "collectives",
@@ -26,7 +27,9 @@ FOUNDATION = frozenset(
 )
 ARROWS: dict[str, frozenset[str]] = {
     "hecate": frozenset({"hecate.cli"}),
-    "hecate.cli": frozenset({"hecate.train", "hecate.bench", "hecate.doctor", "hecate.simulate"}),
+    "hecate.cli": frozenset(
+        {"hecate.train", "hecate.bench", "hecate.doctor", "hecate.report", "hecate.simulate"}
+    ),
     "hecate.bench": frozenset({"hecate.train", "hecate.doctor", "hecate.simulate"}),
     "hecate.simulate": frozenset({"hecate.planner"}),
     "hecate.train": frozenset({"hecate.fssdp", "hecate.checkpoint", "hecate.data"}),
@@ -36,10 +39,12 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.data": frozenset({"hecate.models"}),
     "hecate.models": FOUNDATION,
     "hecate.doctor": FOUNDATION,
+    "hecate.report": FOUNDATION,  # a run's files are all that it knows of training
     "hecate.mesh": frozenset({"hecate.config", "hecate.errors", "collectives"}),
     "hecate.config": frozenset({"hecate.errors", "hecate.yaml_text"}),
     "hecate.yaml_text": frozenset({"hecate.errors"}),
     "hecate.errors": frozenset(),
+    "hecate.files": frozenset({"hecate.errors"}),
     "hecate.folders": frozenset(),
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
@@ -64,6 +69,12 @@ PURE = frozenset(
         "hecate.planner.replay",
         "hecate.planner.sharding",
         "hecate.fssdp.observed",
+        "hecate.report.bins",
+        "hecate.report.curves",
+        "hecate.report.events",
+        "hecate.report.maps",
+        "hecate.report.records",
+        "hecate.report.spent",
         "hecate.simulate",
         "hecate.simulate.timeline",
         "hecate.svg",

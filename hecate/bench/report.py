@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hecate.config import Config
-from hecate.errors import StorageError
+from hecate.files import write_text
 
 Row = Mapping[str, JsonValue]
 
@@ -67,21 +65,6 @@ def document(report: Report, *, commit: str, machine: Mapping[str, JsonValue]) -
 def write_json(path: Path, content: object) -> None:
     """Write ``content``, whole or not at all. Raises ``StorageError``."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text``, whole or not at all. Raises ``StorageError``."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise StorageError(
-            f"cannot write {path}", got=str(error), fix="free space, or give another path"
-        ) from error
 
 
 def render(report: Report, console: Console) -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "Write a run's newest checkpoint as a Hugging Face folder.",
     "generate": "Continue a prompt with a run or a Hugging Face folder.",
     "plan": "Replay a run's router loads through any policy and draw what each does.",
+    "report": "Draw a run as one HTML file: curves, loads, time, events, settings.",
     "doctor": "Say what this machine can run, what is missing and how to get it.",
     "simulate": "Predict steps on a described cluster, under every policy.",
     "bench": "Measure, print a table and, with --json, write it down.",

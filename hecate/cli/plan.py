@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hecate.bench.report import write_json, write_text
+from hecate.bench.report import write_json
+from hecate.files import write_text
 from hecate.train.plans import compare, document, draw, show
 
 

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from hecate.bench import document, machine_facts, render, source_commit, write_json
-from hecate.bench.report import write_text
 from hecate.bench.simulated import simulated_report
 from hecate.errors import ConfigError
+from hecate.files import write_text
 from hecate.simulate.files import load_cluster, load_workload
 from hecate.simulate.picture import draw_scaling
 from hecate.simulate.run import QUICK
