@@ -61,6 +61,8 @@ PURE = frozenset(
         "hecate.bench.margins",
         "hecate.bench.replay",
         "hecate.bench.routing_traces",
+        "hecate.data.best_fit",
+        "hecate.data.packing",
         "hecate.planner",
         "hecate.planner.calibration",
         "hecate.planner.load",

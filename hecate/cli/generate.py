@@ -25,10 +25,13 @@ def command(
         float, typer.Option(help="Sample from the likeliest tokens that make this share.")
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    chat: Annotated[
+        bool, typer.Option(help="Ask the prompt by the chat template, and print the answer.")
+    ] = False,
 ) -> None:
     """Print the prompt, once the model is there, and its continuation as it comes."""
     disable_progress_bar()  # of loading the weights: it would break into the text
-    ahead = [prompt]
+    ahead = [f"{prompt}\n" if chat else prompt]
 
     def show(text: str) -> None:
         print(*ahead, text, sep="", end="", flush=True)
@@ -42,5 +45,6 @@ def command(
         top_p=top_p,
         seed=seed,
         on_text=show,
+        chat=chat,
     )
     print(*ahead)

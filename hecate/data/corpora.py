@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from hecate.data.config import STDLIB, DataConfig
-from hecate.data.discovery import FoundFile, digest_files, find_files
+from hecate.data.conversations import ChatForm
+from hecate.data.discovery import KINDS, RECORDS, FoundFile, digest_files, find_files
 from hecate.data.readers import RecordKind, opened, pieces_of, read_records, read_text
+from hecate.data.records import Form, Record, TextForm
 from hecate.errors import DataError
 from hecate.folders import cache_folder
 
@@ -59,14 +61,15 @@ class Piece:
 class Corpus:
     """The documents of both splits, read lazily and always in the same order.
 
-    ``digest`` names the text and the way it is split, not where it lies. ``max_record_bytes``
-    (0: no limit) is how much text is read of each file of records.
+    ``form`` is what records are read as. ``digest`` names the text and the way it is split, not
+    where it lies. ``max_record_bytes`` (0: no limit) is how much text is read of each file of
+    records.
     """
 
     path: str
     sources: tuple[Source, ...]
     held_out: float
-    text_fields: tuple[str, ...]
+    form: Form
     max_record_bytes: int
     digest: str
 
@@ -81,26 +84,33 @@ class Corpus:
         """
         for source in self.sources:
             if source.kind != "text":
-                yield from self._records(source, source.kind, splits)
+                for split, record in self._records(source, source.kind, splits):
+                    for piece in pieces_of(record):
+                        yield Piece(split, piece.text, piece.ends_document, piece.source_bytes)
             elif source.split != "by_document" and source.split in splits:
                 for piece in read_text(source.path, source.start, source.end):
                     yield Piece(source.split, piece.text, piece.ends_document, piece.source_bytes)
 
+    def records(self, splits: Sequence[Split] = SPLITS) -> Iterator[tuple[Split, Record]]:
+        """Every record of ``splits`` that is not empty. Raises ``DataError`` as ``pieces`` does."""
+        for source in self.sources:
+            if source.kind != "text":
+                yield from self._records(source, source.kind, splits)
+
     def _records(
         self, source: Source, kind: RecordKind, splits: Sequence[Split]
-    ) -> Iterator[Piece]:
+    ) -> Iterator[tuple[Split, Record]]:
         if source.split != "by_document" and source.split not in splits:
             return
         read_bytes = 0
-        for record in read_records(kind, source.path, self.text_fields):
+        for record in read_records(kind, source.path, self.form):
             text = record.text.encode("utf-8")
             read_bytes += len(text)
             if 0 < self.max_record_bytes < read_bytes:
                 return
             split = self._split_of(text) if source.split == "by_document" else source.split
             if text and split in splits:
-                for piece in pieces_of(record):
-                    yield Piece(split, piece.text, piece.ends_document, piece.source_bytes)
+                yield split, record
 
     def _split_of(self, text: bytes) -> Split:
         share = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
@@ -112,7 +122,8 @@ def load_corpus(config: DataConfig) -> Corpus:
 
     Files that are empty, or the same as an earlier one, are left out. Raises ``DataError``.
     """
-    files = find_files(config.path)
+    form = _form(config)
+    files = find_files(config.path, RECORDS if config.kind == "chat" else KINDS)
     given = any(file.split for file in files)  # the corpus comes with a split of its own
     several = len(files) > 1
     if config.max_bytes and several and not given:
@@ -139,10 +150,17 @@ def load_corpus(config: DataConfig) -> Corpus:
         path=config.path,
         sources=sources,
         held_out=config.held_out,
-        text_fields=config.text_fields,
+        form=form,
         max_record_bytes=records_limit,
-        digest=_digest(sources, config, records_limit),
+        digest=_digest(sources, config, form, records_limit),
     )
+
+
+def _form(config: DataConfig) -> Form:
+    if config.kind == "text":
+        return TextForm(config.text_fields)
+    fields = config.chat.fields
+    return ChatForm(fields.user, fields.assistant, fields.system, config.chat.system)
 
 
 def _by_file(kept: list[tuple[FoundFile, str]], config: DataConfig) -> tuple[Source, ...]:
@@ -212,10 +230,10 @@ def _boundary(path: Path, offset: int, end: int) -> int:
     return offset + len(rest) - len(rest.lstrip(_CONTINUATION))
 
 
-def _digest(sources: Sequence[Source], config: DataConfig, records_limit: int) -> str:
+def _digest(sources: Sequence[Source], config: DataConfig, form: Form, records_limit: int) -> str:
     parts: list[object] = [[s.kind, s.split, s.start, s.end, s.digest] for s in sources]
     if any(source.kind != "text" for source in sources):
-        parts += [config.text_fields, records_limit]
+        parts += [form.names if isinstance(form, TextForm) else repr(form), records_limit]
     if any(source.split == "by_document" for source in sources):
         parts.append(config.held_out)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

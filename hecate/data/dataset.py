@@ -9,7 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hecate.data.packing import PackedRows, Packing, document_order, share_of, window_order
+from hecate.data.packing import (
+    Fit,
+    PackedRows,
+    Packing,
+    TooLong,
+    document_order,
+    fit_documents,
+    share_of,
+    window_order,
+)
 from hecate.data.tokens import TokenStore
 from hecate.errors import CheckpointError, ConfigError, DataError
 
@@ -43,7 +52,8 @@ class TrainStream:
 
     The only state is ``sequence``, the number of sequences that all ranks together have taken. Each
     epoch lays the documents end to end in an order of its own, cuts them into windows and shuffles
-    those; the last few tokens that fill no window are left out of that epoch.
+    those; the last few tokens that fill no window are left out of that epoch. Documents that are
+    not to be ``split`` stay whole, in rows that are filled up.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class TrainStream:
         seed: int,
         rank: int,
         world_size: int,
+        too_long: TooLong = "split",
     ) -> None:
         """Take ``batch_sequences`` a step over all ranks, in ``accumulation`` micro-batches.
 
@@ -71,7 +82,11 @@ class TrainStream:
             )
         self._micro_sequences = batch_sequences // accumulation
         _check_world(self._micro_sequences, world_size, "train.batch_sequences / accumulation")
-        self._num_windows = tokens.num_tokens // sequence_tokens
+        self._tokens = tokens
+        self._sequence_tokens = sequence_tokens
+        self._too_long: TooLong = too_long
+        self._documents = fit_rows(tokens, sequence_tokens, too_long).documents
+        self._num_windows = self._packing(self._documents).num_whole_windows
         if self._num_windows < batch_sequences:
             raise DataError(
                 "the training split is smaller than one batch",
@@ -79,8 +94,6 @@ class TrainStream:
                 expected=f"at least {batch_sequences} sequences of {sequence_tokens} tokens",
                 fix="bring more text, or lower train.batch_sequences or data.sequence_tokens",
             )
-        self._tokens = tokens
-        self._sequence_tokens = sequence_tokens
         self._batch_sequences = batch_sequences
         self._accumulation = accumulation
         self._seed = seed
@@ -97,6 +110,13 @@ class TrainStream:
     @property
     def sequences_per_epoch(self) -> int:
         return self._num_windows
+
+    @property
+    def fullness(self) -> float:
+        """The share of an epoch's tokens that are not padding."""
+        packing = self._packing(self._documents)
+        used = np.diff(packing.stream_starts)[packing.token_starts[:-1] >= 0].sum()
+        return float(used / packing.num_tokens)
 
     @property
     def epoch(self) -> int:
@@ -133,11 +153,15 @@ class TrainStream:
         self._sequence = int(state["sequence"])
 
     def _identity(self) -> dict[str, int | str]:
-        return {
+        identity: dict[str, int | str] = {
             "tokens": self._tokens.digest,
             "sequence_tokens": self._sequence_tokens,
             "seed": self._seed,
         }
+        return identity if self._too_long == "split" else {**identity, "too_long": self._too_long}
+
+    def _packing(self, order: NDArray[np.int64]) -> Packing:
+        return _pack(self._tokens, order, self._sequence_tokens, self._too_long)
 
     def _rows(self, begin: int, end: int) -> PackedRows:
         parts = []
@@ -145,7 +169,7 @@ class TrainStream:
             epoch, first = divmod(begin, self._num_windows)
             packing, order = self._epoch(epoch)
             windows = order[first : first + end - begin]
-            parts.append(packing.rows(self._tokens.tokens_T, windows, self._tokens.eos_id))
+            parts.append(_rows(self._tokens, packing, windows))
             begin += len(windows)
         if len(parts) == 1:
             return parts[0]
@@ -157,10 +181,10 @@ class TrainStream:
 
     def _epoch(self, epoch: int) -> tuple[Packing, NDArray[np.int64]]:
         if epoch not in self._epochs:
-            order = document_order(self._tokens.num_documents, seed=self._seed, epoch=epoch)
+            order = document_order(len(self._documents), seed=self._seed, epoch=epoch)
             self._epochs = {  # only the epoch at hand is kept
                 epoch: (
-                    Packing.of(self._tokens.starts, order, self._sequence_tokens),
+                    self._packing(self._documents[order]),
                     window_order(self._num_windows, seed=self._seed, epoch=epoch),
                 )
             }
@@ -168,19 +192,51 @@ class TrainStream:
 
 
 def held_out_batches(
-    tokens: TokenStore, *, sequence_tokens: int, batch_sequences: int, rank: int, world_size: int
+    tokens: TokenStore,
+    *,
+    sequence_tokens: int,
+    batch_sequences: int,
+    rank: int,
+    world_size: int,
+    too_long: TooLong = "split",
 ) -> Iterator[MicroBatch]:
     """One pass over the split in its own order; every token is in exactly one rank's batches.
 
     A batch has ``batch_sequences`` over all ranks. Every rank yields as many batches of the same
     sizes as at every other batch, the last ones filled up with rows whose labels are all -100.
+    Documents that are too long to stay whole are treated as ``TrainStream`` treats them.
     """
     _check_world(batch_sequences, world_size, "the batch to evaluate")
-    packing = Packing.of(tokens.starts, np.arange(tokens.num_documents), sequence_tokens)
+    documents = fit_rows(tokens, sequence_tokens, too_long).documents
+    packing = _pack(tokens, documents, sequence_tokens, too_long)
     mine = share_of(batch_sequences, rank, world_size)
     for first in range(0, packing.num_windows, batch_sequences):
         windows = np.arange(first + mine.start, first + mine.stop)
-        yield MicroBatch.of(packing.rows(tokens.tokens_T, windows, tokens.eos_id))
+        yield MicroBatch.of(_rows(tokens, packing, windows))
+
+
+def fit_rows(tokens: TokenStore, sequence_tokens: int, too_long: TooLong) -> Fit:
+    """The documents of a split that rows are made of. Raises ``DataError`` if none fits."""
+    fit = fit_documents(tokens.starts, tokens.targets_T, sequence_tokens, too_long)
+    if not len(fit.documents):
+        raise DataError(
+            f"no conversation of the {tokens.split} split fits a row",
+            got=f"{fit.dropped} of {int(np.diff(tokens.starts).min())} tokens or more",
+            expected=f"at most data.sequence_tokens = {sequence_tokens}",
+            fix="raise data.sequence_tokens, or set data.chat.too_long to truncate",
+        )
+    return fit
+
+
+def _pack(
+    tokens: TokenStore, order: NDArray[np.int64], sequence_tokens: int, too_long: TooLong
+) -> Packing:
+    pack = Packing.of if too_long == "split" else Packing.whole
+    return pack(tokens.starts, order, sequence_tokens)
+
+
+def _rows(tokens: TokenStore, packing: Packing, windows: NDArray[np.int64]) -> PackedRows:
+    return packing.rows(tokens.tokens_T, windows, tokens.eos_id, tokens.targets_T)
 
 
 def _check_world(sequences: int, world_size: int, what: str) -> None:

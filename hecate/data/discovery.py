@@ -20,7 +20,9 @@ from hecate.data.config import STDLIB
 from hecate.data.readers import RecordKind, not_utf8, opened
 from hecate.errors import DataError
 
-KINDS: dict[str, Literal["text", RecordKind]] = {
+Kinds = dict[str, Literal["text", RecordKind]]
+
+KINDS: Kinds = {
     ".txt": "text",
     ".md": "text",
     ".py": "text",
@@ -28,6 +30,9 @@ KINDS: dict[str, Literal["text", RecordKind]] = {
     ".parquet": "parquet",
 }
 """How each kind of file is read."""
+
+RECORDS: Kinds = {suffix: kind for suffix, kind in KINDS.items() if kind != "text"}
+"""Those of them that hold records."""
 
 _NOT_THE_LIBRARY = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
 """What was installed into the library's folder later, and tests, which not all systems have."""
@@ -48,21 +53,24 @@ class FoundFile:
     split: Literal["", "train", "held_out"] = ""
 
 
-def find_files(path: str) -> list[FoundFile]:
-    """The files of ``data.path``, ordered by name, empty ones left out. Raises ``DataError``."""
+def find_files(path: str, kinds: Kinds = KINDS) -> list[FoundFile]:
+    """The files of ``data.path`` that are of ``kinds``, ordered by name, empty ones left out.
+
+    Raises ``DataError``.
+    """
     root = Path(path).expanduser()
     try:
         if path == STDLIB:
             found = _walk(Path(sysconfig.get_path("stdlib")), {".py"}, _NOT_THE_LIBRARY)
         elif root.is_dir():
-            found = _saved_dataset(root) or _walk(root, set(KINDS), {"__pycache__"})
+            found = _saved_dataset(root) or _walk(root, set(kinds), {"__pycache__"})
         elif root.exists():
-            found = _single(root)
+            found = _single(root, kinds)
         else:
             raise DataError(
                 f"data.path {path} does not exist",
                 got=f"nothing at {root.absolute()}",
-                expected=f"{STDLIB!r}, a file, or a folder of " + ", ".join(KINDS),
+                expected=f"{STDLIB!r}, a file, or a folder of " + ", ".join(kinds),
                 fix="correct data.path; it is taken from the folder that the command runs in",
             )
     except OSError as error:
@@ -81,13 +89,15 @@ def find_files(path: str) -> list[FoundFile]:
     return found
 
 
-def _single(path: Path) -> list[FoundFile]:
-    if path.suffix.lower() not in KINDS:
+def _single(path: Path, kinds: Kinds) -> list[FoundFile]:
+    if path.suffix.lower() not in kinds:
         raise DataError(
             f"data.path {path} is of a kind that is not read",
             got=path.suffix or "a name without an extension",
-            expected="one of " + ", ".join(KINDS),
-            fix="convert it, or rename plain text to .txt",
+            expected="one of " + ", ".join(kinds),
+            fix="convert it, or rename plain text to .txt"
+            if kinds is KINDS
+            else "convert it to one record on each line (.jsonl)",
         )
     size = path.stat().st_size
     return [FoundFile(path.name, path, KINDS[path.suffix.lower()], size)] if size else []

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class HeldOutFacts:
-    """The held-out split in numbers.
+    """The held-out split in numbers; of conversations, what the assistant says in it.
 
-    ``tokens`` counts the end of each document; ``predicted_tokens`` leaves out the first of each,
-    which nothing predicts. ``unigram_entropy_nats`` is the loss per token of the best model that
-    sees no context, and ``xz_bytes`` what ``xz -9`` makes of the ``bytes`` of text, concatenated.
+    ``tokens`` counts the end of each document; ``predicted_tokens`` leaves out the first of each
+    text, which nothing predicts. ``unigram_entropy_nats`` is the loss per token of the best model
+    that sees no context, and ``xz_bytes`` what ``xz -9`` makes of the ``bytes`` of text,
+    concatenated.
     """
 
     tokens: int
@@ -37,6 +38,7 @@ class HeldOutFacts:
 def held_out_facts(
     tokens: NDArray[np.unsignedinteger],
     *,
+    predicted_tokens: int,
     documents: int,
     text_bytes: int,
     xz_bytes: int,
@@ -45,7 +47,7 @@ def held_out_facts(
     """The facts of the held-out ``tokens`` ([T], any unsigned dtype) and of their text."""
     return HeldOutFacts(
         tokens=len(tokens),
-        predicted_tokens=len(tokens) - documents,
+        predicted_tokens=predicted_tokens,
         documents=documents,
         bytes=text_bytes,
         unigram_entropy_nats=unigram_entropy_nats(tokens),

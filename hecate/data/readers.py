@@ -17,6 +17,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from hecate.data.records import Form, Record
 from hecate.errors import DataError
 
 PIECE_CHARACTERS = 1 << 18
@@ -33,15 +34,6 @@ class TextPiece:
 
     text: str
     ends_document: bool
-    source_bytes: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """The text of one record, and how many bytes of its file it took (a share, for tables)."""
-
-    text: str
-    where: str
     source_bytes: int
 
 
@@ -66,11 +58,11 @@ def read_text(path: Path, start: int, end: int) -> Iterator[TextPiece]:
             yield TextPiece(text[:cut], not left, len(block))
 
 
-def read_records(kind: RecordKind, path: Path, fields: Sequence[str]) -> Iterator[Record]:
+def read_records(kind: RecordKind, path: Path, form: Form) -> Iterator[Record]:
     """The records of a JSONL file, a Parquet file or a saved ``datasets`` split, in order."""
     if kind == "jsonl":
-        return _read_jsonl(path, fields)
-    return _read_parquet(path, fields) if kind == "parquet" else _read_dataset(path, fields)
+        return _read_jsonl(path, form)
+    return _read_parquet(path, form) if kind == "parquet" else _read_dataset(path, form)
 
 
 def pieces_of(record: Record, longest: int = PIECE_CHARACTERS) -> Iterator[TextPiece]:
@@ -107,7 +99,7 @@ def not_utf8(path: Path, error: UnicodeDecodeError, read_bytes: int) -> DataErro
     )
 
 
-def _read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[Record]:
+def _read_jsonl(path: Path, form: Form) -> Iterator[Record]:
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"
@@ -129,81 +121,45 @@ def _read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[Record]:
                     f"{where} is not a JSON object",
                     got=type(value).__name__,
                     expected='an object such as {"text": "..."}',
+                    fix="mend or delete that line",
                 )
-            yield Record(_joined(value, fields, where), where, len(line))
+            form.fields(list(value), where)
+            yield form.record(value, where, len(line))
 
 
-def _read_parquet(path: Path, fields: Sequence[str]) -> Iterator[Record]:
+def _read_parquet(path: Path, form: Form) -> Iterator[Record]:
     with _table_errors(path, "a Parquet file"), pyarrow.parquet.ParquetFile(path) as table:
-        _check_fields(table.schema_arrow.names, fields, str(path))
+        fields = form.fields(table.schema_arrow.names, str(path))
         row, size, rows = 0, path.stat().st_size, max(1, table.metadata.num_rows)
         for batch in table.iter_batches(batch_size=_ROWS, columns=list(fields)):
             columns = {name: batch.column(name).to_pylist() for name in fields}
-            yield from _rows(columns, fields, path, row, size / rows)
+            yield from _rows(columns, form, path, row, size / rows)
             row += batch.num_rows
 
 
-def _read_dataset(path: Path, fields: Sequence[str]) -> Iterator[Record]:
+def _read_dataset(path: Path, form: Form) -> Iterator[Record]:
     with _table_errors(path, "a split saved by datasets' save_to_disk"):
         table = datasets.load_from_disk(str(path))
-        _check_fields(table.column_names, fields, str(path))
+        fields = form.fields(table.column_names, str(path))
         size = sum(file.stat().st_size for file in path.glob("*.arrow"))
         plain = table.with_format(None).select_columns(list(fields))
         for row in range(0, len(plain), _ROWS):
             columns = plain[row : row + _ROWS]
-            yield from _rows(columns, fields, path, row, size / len(plain))
+            yield from _rows(columns, form, path, row, size / len(plain))
 
 
 def _rows(
     columns: Mapping[str, Sequence[object]],
-    fields: Sequence[str],
+    form: Form,
     path: Path,
     first: int,
     row_bytes: float,
 ) -> Iterator[Record]:
-    for offset, values in enumerate(zip(*(columns[name] for name in fields), strict=True)):
+    for offset, values in enumerate(zip(*columns.values(), strict=True)):
         row = first + offset
-        record = dict(zip(fields, values, strict=True))
         where = f"{path}, row {row}"
         share = int((row + 1) * row_bytes) - int(row * row_bytes)
-        yield Record(_joined(record, fields, where), where, share)
-
-
-def _joined(record: Mapping[str, object], fields: Sequence[str], where: str) -> str:
-    _check_fields(list(record), fields, where)
-    values: list[str] = []
-    for name in fields:
-        value = record[name]
-        if not isinstance(value, str):
-            raise DataError(
-                f"{where}: field {name!r} is not text",
-                got="null" if value is None else type(value).__name__,
-                expected="a string in every record",
-                fix="drop that record, or set data.text_field to a field of text",
-            )
-        values.append(value)
-    text = "\n".join(values)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where} holds half of a surrogate pair",
-            got=ascii(error.object[error.start]),
-            expected="text that UTF-8 can hold",
-            fix="mend or drop that record",
-        ) from error
-    return text
-
-
-def _check_fields(found: Sequence[str], fields: Sequence[str], where: str) -> None:
-    missing = [name for name in fields if name not in found]
-    if missing:
-        raise DataError(
-            f"{where} has no field {missing[0]!r}",
-            got="the fields " + ", ".join(map(repr, found)) if found else "no field at all",
-            expected="the fields that data.text_field names: " + ", ".join(map(repr, fields)),
-            fix='set data.text_field to those to train on, such as "question,answer"',
-        )
+        yield form.record(dict(zip(columns, values, strict=True)), where, share)
 
 
 @contextmanager

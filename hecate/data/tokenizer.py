@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hecate.data.cache import Report, build_once, storage_errors
+from hecate.data.chat_template import read_template, template_of
 from hecate.data.config import DataConfig
 from hecate.data.corpora import Corpus
 from hecate.data.progress import Progress, quiet
@@ -31,13 +32,18 @@ def prepare_tokenizer(
     """The tokenizer that ``config`` asks for, kept in ``folder`` and loaded from there.
 
     All ranks call it alike, at once. A trained one depends on the training split and the
-    vocabulary size alone, and is trained once for both. Raises ``TokenizerError``: among others,
-    when ``folder`` already keeps another tokenizer, since a run's tokens may not change under it.
+    vocabulary size alone, and is trained once for both. For chat it carries the template that
+    ``config`` gives, else its own. Raises ``TokenizerError``: among others, when ``folder`` already
+    keeps another tokenizer or template, since a run's tokens may not change under it.
     """
+    template = read_template(config.chat.template) if config.chat.template else ""
     if config.tokenizer.path:
         wanted = load_tokenizer(Path(config.tokenizer.path).expanduser())
     else:
         wanted = load_tokenizer(_trained(config, corpus, progress))
+    if config.kind == "chat":
+        wanted.chat_template = template or wanted.chat_template
+        template_of(wanted)
     build_once(
         folder,
         lambda partial, report: _save(wanted, partial),
@@ -47,13 +53,10 @@ def prepare_tokenizer(
     )
     kept = load_tokenizer(folder)
     if tokenizer_digest(kept) not in _digests(wanted):
-        raise TokenizerError(
-            f"{folder} keeps another tokenizer than this configuration gives",
-            got=f"{len(kept)} tokens there, {len(wanted)} here",
-            expected="the same tokenizer for the whole life of a run",
-            fix="give the run another name or remove its folder; to continue it, bring back "
-            "the data and tokenizer that it began with",
-        )
+        raise _another("tokenizer", folder, f"{len(kept)} tokens there, {len(wanted)} here")
+    if config.kind == "chat" and template_of(kept) != template_of(wanted):
+        got = f"one of {len(template_of(kept))} characters there, {len(template_of(wanted))} here"
+        raise _another("chat template", folder, got)
     return kept
 
 
@@ -120,6 +123,16 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         rules["vocabulary"] = tokenizer.get_vocab()
     rules["end"] = tokenizer.eos_token_id
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def _another(thing: str, folder: Path, got: str) -> TokenizerError:
+    return TokenizerError(
+        f"{folder} keeps another {thing} than this configuration gives",
+        got=got,
+        expected=f"the same {thing} for the whole life of a run",
+        fix="give the run another name or remove its folder; to continue it, bring back "
+        "the data and tokenizer that it began with",
+    )
 
 
 def _digests(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

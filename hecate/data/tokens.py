@@ -1,8 +1,7 @@
 """The corpus as tokens: memory-mapped from a cache that is keyed by the text and the tokenizer.
 
-A document's tokens are followed by the end-of-sequence token. Special tokens that are spelled out
-in the text are read as such, as transformers does. Documents longer than a piece are tokenised
-piece by piece, each cut at the end of a line.
+Documents of text that are longer than a piece are tokenised piece by piece, each cut at the end of
+a line. Beside the tokens of conversations lies, a byte each, which of them are to be predicted.
 """
 
 from __future__ import annotations
@@ -10,33 +9,37 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from hecate.data.cache import Report, build_once
+from hecate.data.chat_template import template_of
 from hecate.data.config import DataConfig
-from hecate.data.corpora import SPLITS, Corpus, Piece, Split
+from hecate.data.corpora import SPLITS, Corpus, Split
+from hecate.data.encoding import Encoded, encode_chat, encode_text
 from hecate.data.facts import HeldOutFacts, XzSize, held_out_facts
+from hecate.data.packing import Targets
 from hecate.data.progress import Progress, quiet
 from hecate.data.tokenizer import num_token_ids, tokenizer_digest
 from hecate.errors import DataError
 from hecate.folders import cache_folder
 
 _FORMAT = 1
-_BATCH_CHARACTERS = 1 << 22
+_CHAT_FORMAT = 1
 _META = "meta.json"
 
 
 @dataclass(frozen=True)
 class TokenStore:
     """One split: ``tokens_T`` (uint16 or uint32, memory-mapped), document ``i`` at
-    ``[starts[i], starts[i + 1])``. ``digest`` names the text and the tokenizer.
+    ``[starts[i], starts[i + 1])``. ``digest`` names the text and the tokenizer. ``targets_T`` says
+    which tokens are to be predicted.
     """
 
     split: Split
@@ -44,6 +47,7 @@ class TokenStore:
     starts: NDArray[np.int64]
     eos_id: int
     digest: str
+    targets_T: Targets = np.True_
 
     @property
     def num_tokens(self) -> int:
@@ -75,12 +79,16 @@ def open_tokens(
     Needs no process group: all ranks, and any other run on the machine, may call it at once. Raises
     ``DataError`` for text that cannot be used and ``StorageError`` for a disk that is full.
     """
+    chat = config.kind == "chat"
     key = f"{_FORMAT}:{corpus.digest}:{tokenizer_digest(tokenizer)}"
+    if chat:
+        rendering = json.dumps([template_of(tokenizer), tokenizer.special_tokens_map], default=str)
+        key += f":{_CHAT_FORMAT}:{rendering}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     entry = cache_folder(config.cache) / "tokens" / digest
     build_once(
         entry,
-        lambda folder, report: _tokenise(folder, corpus, tokenizer, report),
+        lambda folder, report: _tokenise(folder, corpus, tokenizer, report, chat=chat),
         whole=_is_whole,
         what="tokenising",
         progress=progress,
@@ -93,7 +101,10 @@ def open_tokens(
 def _open(entry: Path, split: Split, meta: dict[str, Any], digest: str) -> TokenStore:
     tokens_T = np.memmap(entry / f"{split}.tokens", dtype=meta["dtype"], mode="r")
     starts = np.fromfile(entry / f"{split}.starts", dtype="<i8")
-    return TokenStore(split, tokens_T, starts, meta["eos_id"], digest)
+    targets_T: Targets = np.True_
+    if f"{split}.targets" in meta["sizes"]:
+        targets_T = np.memmap(entry / f"{split}.targets", dtype=np.bool_, mode="r")
+    return TokenStore(split, tokens_T, starts, meta["eos_id"], digest, targets_T)
 
 
 def _is_whole(entry: Path) -> bool:
@@ -105,86 +116,89 @@ def _is_whole(entry: Path) -> bool:
 
 
 class _SplitWriter:
-    """Appends the tokens of one split to its file and remembers where its documents start."""
+    """Appends the tokens of one split to its files and remembers where its documents start."""
 
-    def __init__(self, file: BinaryIO, dtype: str, eos_id: int) -> None:
+    def __init__(self, folder: Path, split: Split, dtype: str, *, chat: bool) -> None:
+        self.chat = chat
         self.starts = array("q", [0])
         self.num_tokens = 0
-        self._file = file
-        self._dtype = dtype
-        self._eos_id = eos_id
+        self._folder, self._split, self._dtype = folder, split, dtype
+        self._tokens = self.path("tokens").open("wb")
+        self._targets = self.path("targets").open("wb") if chat else None
 
-    def add(self, token_ids: list[int], *, ends_document: bool) -> None:
-        if ends_document:
-            token_ids = [*token_ids, self._eos_id]
-        self._file.write(np.array(token_ids, dtype=self._dtype).tobytes())
-        self.num_tokens += len(token_ids)
-        if ends_document:
+    def path(self, part: str) -> Path:
+        return self._folder / f"{self._split}.{part}"
+
+    def add(self, encoded: Encoded) -> None:
+        self._tokens.write(np.array(encoded.token_ids, dtype=self._dtype).tobytes())
+        if self._targets is not None:
+            self._targets.write(encoded.targets_T.tobytes())
+        self.num_tokens += len(encoded.token_ids)
+        if encoded.ends_document:
             self.starts.append(self.num_tokens)
+
+    def close(self) -> None:
+        self._tokens.close()
+        if self._targets is not None:
+            self._targets.close()
+        np.array(self.starts, dtype="<i8").tofile(self.path("starts"))
 
 
 def _tokenise(
-    folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, report: Report
+    folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, report: Report, *, chat: bool
 ) -> None:
     """Write both splits and the facts into ``folder``."""
     vocab_size = num_token_ids(tokenizer)
     dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
-    eos_id = int(tokenizer.eos_token_id)
+    encode = encode_chat if chat else encode_text
     done = 0
-    with (
-        (folder / "train.tokens").open("wb") as train,
-        (folder / "held_out.tokens").open("wb") as held_out,
-        XzSize() as xz,
-    ):
-        writers: dict[Split, _SplitWriter] = {
-            "train": _SplitWriter(train, dtype, eos_id),
-            "held_out": _SplitWriter(held_out, dtype, eos_id),
-        }
-        for batch in _batches(corpus.pieces()):
-            xz.add(piece.text for piece in batch if piece.split == "held_out")
-            ids = tokenizer(
-                [piece.text for piece in batch],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]
-            for piece, token_ids in zip(batch, ids, strict=True):
-                writers[piece.split].add(token_ids, ends_document=piece.ends_document)
-            done += sum(piece.source_bytes for piece in batch)
+    with ExitStack() as stack:
+        writers = {split: _SplitWriter(folder, split, dtype, chat=chat) for split in SPLITS}
+        for writer in writers.values():
+            stack.callback(writer.close)
+        xz = stack.enter_context(XzSize())
+        for batch in encode(corpus, tokenizer):
+            xz.add(part.text for part in batch if part.split == "held_out")
+            for part in batch:
+                writers[part.split].add(part)
+            done += sum(part.source_bytes for part in batch)
             report(min(done, corpus.size_bytes), corpus.size_bytes)
         xz_bytes = xz.total()
     for split, writer in writers.items():
         if not writer.num_tokens:
             raise _empty(split, corpus)
-        np.array(writer.starts, dtype="<i8").tofile(folder / f"{split}.starts")
-    facts = held_out_facts(
-        np.memmap(folder / "held_out.tokens", dtype=dtype, mode="r"),
-        documents=len(writers["held_out"].starts) - 1,
-        text_bytes=xz.text_bytes,
-        xz_bytes=xz_bytes,
-        vocab_size=vocab_size,
-    )
-    sizes = {
-        name: (folder / name).stat().st_size
-        for name in (f"{split}.{part}" for split in SPLITS for part in ("tokens", "starts"))
+    parts = ("tokens", "starts", "targets") if chat else ("tokens", "starts")
+    paths = [writer.path(part) for writer in writers.values() for part in parts]
+    meta = {
+        "dtype": dtype,
+        "eos_id": int(tokenizer.eos_token_id),
+        "sizes": {path.name: path.stat().st_size for path in paths},
+        "facts": asdict(_facts(writers["held_out"], dtype, xz.text_bytes, xz_bytes, vocab_size)),
     }
-    meta = {"dtype": dtype, "eos_id": eos_id, "sizes": sizes, "facts": asdict(facts)}
     (folder / _META).write_text(json.dumps(meta, indent=1))
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in batches large enough to keep all cores tokenising."""
-    batch: list[Piece] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _facts(
+    held_out: _SplitWriter, dtype: str, text_bytes: int, xz_bytes: int, vocab_size: int
+) -> HeldOutFacts:
+    """The facts of what is to be predicted: the whole text, or what the assistant says."""
+    tokens_T: NDArray[np.unsignedinteger] = np.memmap(
+        held_out.path("tokens"), dtype=dtype, mode="r"
+    )
+    documents = len(held_out.starts) - 1
+    if held_out.chat:
+        targets_T = np.fromfile(held_out.path("targets"), dtype=np.bool_)
+        tokens_T, unpredicted = tokens_T[targets_T], 0
+    else:
+        unpredicted = documents
+    return held_out_facts(
+        tokens_T,
+        predicted_tokens=len(tokens_T) - unpredicted,
+        documents=documents,
+        text_bytes=text_bytes,
+        xz_bytes=xz_bytes,
+        vocab_size=vocab_size,
+    )
 
 
 def _empty(split: Split, corpus: Corpus) -> DataError:

@@ -72,6 +72,7 @@ def evaluation(
         batch_sequences=rows,
         rank=ctx.rank,
         world_size=ctx.world_size,
+        too_long=config.data.too_long,
     )
     if sequences:
         batches = itertools.islice(batches, math.ceil(sequences / rows))
@@ -82,10 +83,12 @@ def evaluation(
 def quality(loss: float, facts: HeldOutFacts, vocab_size: int) -> dict[str, float]:
     """A held-out loss beside what it is worth.
 
-    A document's first token is predicted from nothing; bits per byte charge it the logarithm of
-    the vocabulary's size, so that the figure is a code length of the whole text, as xz's is.
+    A text's first token is predicted from nothing; bits per byte charge it the logarithm of the
+    vocabulary's size, so that the figure is a code length of the whole text, as xz's is. Of
+    conversations it is the code length of what the assistant says, given the rest.
     """
-    nats = loss * facts.predicted_tokens + math.log(vocab_size) * facts.documents
+    unpredicted = facts.tokens - facts.predicted_tokens
+    nats = loss * facts.predicted_tokens + math.log(vocab_size) * unpredicted
     return {
         "loss": loss,
         "perplexity": perplexity(loss),

@@ -20,6 +20,7 @@ from transformers import (
 
 from hecate.checkpoint.export import export_run
 from hecate.checkpoint.folder import newest_checkpoint
+from hecate.data.chat_template import template_of
 from hecate.errors import CheckpointError, ConfigError, ModelError, TokenizerError
 
 
@@ -32,9 +33,11 @@ def generate(
     top_p: float,
     seed: int,
     on_text: Callable[[str], None],
+    chat: bool = False,
 ) -> str:
     """The continuation of ``prompt``, without it; ``on_text`` gets it piece by piece.
 
+    With ``chat`` it is the answer to ``prompt``, asked as the tokenizer's chat template asks.
     ``target`` is a Hugging Face folder or a run folder. ``temperature`` 0 takes the likeliest token
     each time; otherwise the same seed gives the same text on the same machine. The text ends at an
     end-of-text token, at ``max_tokens`` or where the model's context is full. Raises
@@ -44,7 +47,7 @@ def generate(
     folder = hub_folder_of(target)
     tokenizer = _load_tokenizer(folder)
     model = _load_model(folder)
-    ids_1T = _prompt_ids(tokenizer, model, prompt).to(model.device)
+    ids_1T = _prompt_ids(tokenizer, model, prompt, chat=chat).to(model.device)
     context = _context_tokens(model)
     streamer = _Pieces(tokenizer, on_text)
     end = model.generation_config.eos_token_id
@@ -162,9 +165,18 @@ def _load_model(folder: Path) -> Any:
     return model.to(device).eval()
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, model: Any, prompt: str) -> torch.Tensor:
+def _prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, model: Any, prompt: str, *, chat: bool
+) -> torch.Tensor:
     """``[1, T]`` int64 ids of ``prompt`` that fit the model's vocabulary and context."""
-    ids = list(tokenizer(prompt)["input_ids"])
+    if chat:
+        template_of(tokenizer)
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(asked, str)
+        prompt = asked
+    ids = list(tokenizer(prompt, add_special_tokens=not chat)["input_ids"])
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     if not ids:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,12 @@ from hecate.checkpoint.names import rng_key
 from hecate.checkpoint.store import CheckpointStore
 from hecate.config import dump_config
 from hecate.data import (
+    Fit,
     Progress,
     TokenizedCorpus,
     TrainStream,
     check_vocabulary,
+    fit_rows,
     load_corpus,
     open_tokens,
     prepare_tokenizer,
@@ -100,7 +102,10 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
             seed=config.seed,
             rank=ctx.rank,
             world_size=ctx.world_size,
+            too_long=config.data.too_long,
         )
+        if ctx.rank == 0 and config.data.kind == "chat":
+            _tell_how_full(console, config, stream)
         store = CheckpointStore(
             folder / "checkpoints",
             group=ctx.groups.checkpoint,
@@ -186,7 +191,36 @@ def _data(
                 tokenizer, hf_config(config.model, vocab_size=num_token_ids(tokenizer)).vocab_size
             )
             tokens = open_tokens(corpus, tokenizer, data, progress=progress)
+            fits = [
+                fit_rows(split, data.sequence_tokens, data.too_long)
+                for split in (tokens.train, tokens.held_out)
+            ]
+    if ctx.rank == 0:
+        _tell_what_is_cut(console, config, fits)
     return tokenizer, tokens
+
+
+def _tell_what_is_cut(console: Console, config: RunConfig, fits: Sequence[Fit]) -> None:
+    """Say how many conversations do not take part whole."""
+    dropped, cut = sum(fit.dropped for fit in fits), sum(fit.truncated for fit in fits)
+    if dropped or cut:
+        total = dropped + sum(len(fit.documents) for fit in fits)
+        console.print(
+            f"of {total:,} conversations, {dropped + cut:,} are longer than "
+            f"data.sequence_tokens = {config.data.sequence_tokens}: {dropped:,} left out, "
+            f"{cut:,} cut to it",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _tell_how_full(console: Console, config: RunConfig, stream: TrainStream) -> None:
+    console.print(
+        f"conversations fill {stream.sequences_per_epoch:,} sequences of "
+        f"{config.data.sequence_tokens} tokens to {stream.fullness:.0%}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _has_tokenizer(path: str) -> bool:

@@ -19,6 +19,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad_input")
     write_corpus(folder / "corpus", files=4)
     (folder / "empty").mkdir()
+    chats = folder / "chats"
+    chats.mkdir()
+    good = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
+    for name, last in [
+        ("good", good),
+        ("cut", '{"messages": [{"role'),
+        ("role", good.replace("user", "wizard")),
+        ("empty", good.replace('"q"', '""')),
+        ("silent", '{"messages": [{"role": "user", "content": "q"}]}'),
+    ]:
+        (chats / f"{name}.jsonl").write_text(f"{good}\n{last}\n")
     return folder
 
 
@@ -70,6 +81,18 @@ def left_in(run: Path) -> set[str]:
             ("the tokenizer has more tokens", "vocab_size, 100"),
             id="vocabulary",
         ),
+        *(
+            pytest.param(["data.kind=chat", f"data.path=chats/{name}.jsonl"], said, id=name)
+            for name, said in {
+                "cut": ("chats/cut.jsonl:2 is not a line of JSON", "mend or delete"),
+                "role": ("chats/role.jsonl:2: turn 1", "'wizard'", "system, user, assistant"),
+                "empty": ("chats/empty.jsonl:2: turn 1 says nothing", "drop that record"),
+                "silent": ("chats/silent.jsonl:2: the assistant says nothing", "turns of user"),
+                "good": ("has no chat template", "data.chat.template"),
+            }.items()
+        ),
+        pytest.param(["data.kind=chat"], ("no file below corpus", ".jsonl, .parquet"), id="text"),
+        pytest.param(["data.chat.system=x"], ("set kind to chat",), id="chat-of-text"),
         pytest.param(
             ["data.tokenizer.path=empty"], ("empty holds no tokenizer",), id="no-tokenizer"
         ),

@@ -176,3 +176,34 @@ def test_a_users_file_that_is_not_utf8_is_an_error(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"b\.txt is not UTF-8"):
         load_corpus(DataConfig(path=str(tmp_path), cache=str(tmp_path / "cache")))
+
+
+def chats(count):
+    rows = ({"q": f"question {n}", "a": f"answer {n}"} for n in range(count))
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+CHAT = {"kind": "chat", "chat": {"fields": {"user": "q", "assistant": "a"}}}
+
+
+def test_conversations_are_split_by_their_text(corpus_of):
+    corpus = corpus_of({"a.jsonl": chats(1000)}, held_out=0.1, **CHAT)
+    splits = {"train": set(), "held_out": set()}
+    for split, record in corpus.records():
+        splits[split].add(record.text)
+        assert [message.role for message in record.messages] == ["user", "assistant"]
+    assert 70 < len(splits["held_out"]) < 130
+    assert len(splits["held_out"] | splits["train"]) == 1000
+    pieces = documents(corpus)  # what a tokenizer is trained on
+    assert {split: set(texts) for split, texts in pieces.items()} == splits
+
+
+def test_what_makes_the_turns_is_in_the_digest(corpus_of):
+    def digest(chat):
+        return corpus_of({"a.jsonl": chats(9)}, kind="chat", chat=chat).digest
+
+    forms = [{}, {"system": "s"}, {"fields": {"user": "q", "assistant": "a"}}]
+    forms.append({"fields": {"user": "a", "assistant": "q"}})
+    assert len({digest(chat) for chat in forms}) == 4
+    assert digest({"too_long": "truncate"}) == digest({"template": "x.jinja"}) == digest({})
+    assert corpus_of({"a.jsonl": chats(9)}, text_field="q,a").digest != digest({})

@@ -4,21 +4,23 @@ import numpy as np
 import pytest
 import torch
 
-from hecate.data.dataset import TrainStream, held_out_batches
+from hecate.data.dataset import TrainStream, fit_rows, held_out_batches
 from hecate.data.tokens import TokenStore
 from hecate.errors import CheckpointError, ConfigError, DataError
 
 LENGTHS = [7, 30, 2, 11, 1, 64, 5, 9, 23, 17]  # 169 tokens
 
 
-def store(lengths=LENGTHS, digest="a"):
-    """Every token is a number of its own, from 1; 0 pads."""
+def store(lengths=LENGTHS, digest="a", every=1):
+    """Every token is a number of its own, from 1; 0 pads; each ``every``-th is a target."""
     starts = np.cumsum([0, *lengths])
     tokens = np.arange(1, starts[-1] + 1, dtype=np.uint16)
-    return TokenStore("train", tokens, starts, 0, digest)
+    return TokenStore("train", tokens, starts, 0, digest, tokens % every == 0)
 
 
-def stream(rank=0, world_size=1, *, tokens=None, batch=4, accumulation=1, seed=5, length=8):
+def stream(
+    rank=0, world_size=1, *, tokens=None, batch=4, accumulation=1, seed=5, length=8, **settings
+):
     return TrainStream(
         tokens or store(),
         sequence_tokens=length,
@@ -27,6 +29,7 @@ def stream(rank=0, world_size=1, *, tokens=None, batch=4, accumulation=1, seed=5
         seed=seed,
         rank=rank,
         world_size=world_size,
+        **settings,
     )
 
 
@@ -168,3 +171,77 @@ def test_held_out_tokens_come_exactly_once_in_equal_numbers_of_batches(world_siz
 def test_held_out_needs_a_sequence_for_each_rank():
     with pytest.raises(ConfigError, match="1 sequences for 2 ranks"):
         next(held_out_batches(store(), sequence_tokens=8, batch_sequences=1, rank=0, world_size=2))
+
+
+# Rows of 12 hold the documents of 7, 2, 11, 1, 5 and 9 tokens whole: 35 tokens in 3 rows of 36.
+WHOLE = {"length": 12, "too_long": "drop"}
+FITTING = [n + 1 for n in range(169) if n < 7 or 37 <= n < 51 or 115 <= n < 129]
+
+
+def test_whole_documents_come_once_an_epoch_in_rows_that_change_with_it():
+    reader = stream(batch=3, **WHOLE)
+    assert reader.sequences_per_epoch == 3
+    assert (reader.fullness, stream().fullness) == (35 / 36, 1.0)
+    epochs = [sequences([reader.next_step()]) for _ in range(6)]
+    for rows in epochs:
+        assert sorted(token for row in rows for token, _, _ in row if token) == FITTING
+        for row in rows:
+            labels = [0 if position == 0 else token for token, _, position in row]
+            follow = [max(label, 0) for _, label, _ in row]
+            assert follow[:-1] == labels[1:] and follow[-1] == 0
+    assert len({str(rows) for rows in epochs}) > 1
+
+
+@pytest.mark.parametrize("taken", [0, 2, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_whole_documents_resume_on_another_world(taken, world_size):
+    tokens = store([3 + n % 7 for n in range(40)], every=2)
+    settings = {"tokens": tokens, "length": 10, "too_long": "truncate", "batch": 6}
+    reader = stream(**settings)
+    for _ in range(taken):
+        reader.next_step()
+    state = reader.state_dict()
+    expected = sequences(reader.next_step() for _ in range(9))
+    resumed = [stream(r, world_size, **settings, accumulation=2) for r in range(world_size)]
+    for one in resumed:
+        one.load_state_dict(state)
+    rows = []
+    for _ in range(9):
+        steps = [one.next_step() for one in resumed]
+        for micro in range(2):
+            rows += sequences([[step[micro] for step in steps]])
+    assert rows == expected
+    assert {label % 2 for row in rows for _, label, _ in row if label > 0} == {0}
+
+
+def test_another_treatment_of_long_documents_is_refused():
+    state = stream(batch=3, **WHOLE).state_dict()
+    with pytest.raises(CheckpointError, match="too_long drop in the checkpoint, truncate here"):
+        stream(batch=3, length=12, too_long="truncate").load_state_dict(state)
+
+
+def test_held_out_documents_stay_whole_and_come_once():
+    batches = [
+        batch
+        for rank in range(2)
+        for batch in held_out_batches(
+            store(every=3),
+            sequence_tokens=12,
+            batch_sequences=2,
+            rank=rank,
+            world_size=2,
+            too_long="drop",
+        )
+    ]
+    inputs = torch.cat([batch.input_ids_BS.flatten() for batch in batches])
+    assert sorted(inputs[inputs > 0].tolist()) == FITTING
+    labels = torch.cat([batch.labels_BS.flatten() for batch in batches])
+    firsts = {1, 38, 40, 51, 116, 121}
+    expected = [token for token in FITTING if token % 3 == 0 and token not in firsts]
+    assert sorted(labels[labels > 0].tolist()) == expected
+
+
+def test_a_split_of_which_nothing_fits_is_refused():
+    assert (fit_rows(store(), 12, "drop").dropped, fit_rows(store(), 12, "split").dropped) == (4, 0)
+    with pytest.raises(DataError, match="of the train split fits(.|\n)*2 of 8(.|\n)*truncate"):
+        fit_rows(store([9, 8]), 7, "drop")

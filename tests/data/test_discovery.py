@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hecate.data.discovery import FoundFile, digest_files, find_files
+from hecate.data.discovery import RECORDS, FoundFile, digest_files, find_files
 from hecate.errors import DataError
 
 
@@ -141,3 +141,12 @@ def test_digests_are_remembered_until_a_file_changes(tmp_path):
     memory.write_text("{")  # a damaged memory is no memory
     path.write_text("one")
     assert digest_files([file], cache, strict=True) == first
+
+
+def test_of_records_alone_what_lies_beside_them_is_not_read(tmp_path):
+    write(tmp_path, README_md="about", a_jsonl="{}", b_parquet="x", c_txt="text")
+    assert [file.name for file in find_files(str(tmp_path), RECORDS)] == ["a.jsonl", "b.parquet"]
+    with pytest.raises(
+        DataError, match=r"got: +\.txt(.|\n)*one of \.jsonl, \.parquet(.|\n)*\.jsonl"
+    ):
+        find_files(str(tmp_path / "c.txt"), RECORDS)

@@ -21,7 +21,9 @@ def test_entropy_of_known_distributions():
 
 def test_facts_count_what_can_be_predicted():
     tokens = np.array([1, 2, 0, 3, 0], dtype=np.uint16)
-    facts = held_out_facts(tokens, documents=2, text_bytes=10, xz_bytes=5, vocab_size=300)
+    facts = held_out_facts(
+        tokens, predicted_tokens=3, documents=2, text_bytes=10, xz_bytes=5, vocab_size=300
+    )
     assert (facts.tokens, facts.predicted_tokens, facts.documents) == (5, 3, 2)
     assert facts.xz_bits_per_byte == 4.0
 

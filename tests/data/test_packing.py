@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hecate.data.packing import IGNORED, Packing, document_order, share_of, window_order
+from hecate.data.packing import (
+    IGNORED,
+    Packing,
+    document_order,
+    fit_documents,
+    share_of,
+    window_order,
+)
 
 # Three documents, each ended by 0.
 TOKENS = np.array([1, 2, 3, 0, 4, 0, 5, 6, 7, 8, 9, 0], dtype=np.uint16)
@@ -45,6 +52,74 @@ def test_documents_in_another_order_with_a_window_past_the_end():
         [0, 1, 2, 3, 4],
     ]
     assert rows.document_lengths() == (2, 3, 5, 1, 4, 5)
+
+
+def test_whole_documents_share_rows_that_are_filled_up():
+    starts = np.array([0, 2, 6, 9, 15])  # lengths 2, 4, 3, 6; the last is cut to a row of 5
+    tokens = np.arange(1, 16, dtype=np.uint16)
+    packing = Packing.whole(starts, np.arange(4), 5)
+    assert (packing.num_tokens, packing.num_whole_windows, packing.num_windows) == (15, 3, 3)
+    rows = packing.rows(tokens, np.array([0, 1, 2, 3]), padding_id=99)
+    assert rows.input_ids_BS.tolist() == [
+        [10, 11, 12, 13, 14],
+        [3, 4, 5, 6, 99],
+        [7, 8, 9, 1, 2],
+        [99] * 5,
+    ]
+    assert rows.labels_BS.tolist() == [
+        [11, 12, 13, 14, -100],  # what was cut off is not predicted either
+        [4, 5, 6, -100, -100],
+        [8, 9, -100, 2, -100],
+        [-100] * 5,
+    ]
+    assert rows.position_ids_BS.tolist() == [
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 3, 0],
+        [0, 1, 2, 0, 1],
+        [0, 1, 2, 3, 4],
+    ]
+    assert rows.document_lengths() == (5, 4, 1, 3, 2, 5)
+
+
+def test_equally_long_documents_change_places_with_the_order():
+    starts = np.array([0, 2, 4, 7, 10])
+    tokens = np.arange(1, 11, dtype=np.uint16)
+
+    def rows(*order):
+        packing = Packing.whole(starts, np.array(order), 5)
+        return packing.rows(tokens, np.arange(2), padding_id=0).input_ids_BS.tolist()
+
+    assert rows(0, 1, 2, 3) == [[5, 6, 7, 3, 4], [8, 9, 10, 1, 2]]
+    assert rows(1, 0, 2, 3) == [[5, 6, 7, 1, 2], [8, 9, 10, 3, 4]]
+    assert rows(1, 3, 2, 0) == [[8, 9, 10, 1, 2], [5, 6, 7, 3, 4]]
+
+
+def test_labels_are_targets_alone():
+    targets = np.zeros(12, dtype=bool)
+    targets[[2, 3, 4, 8]] = True  # 4 opens a document: nothing predicts it
+    rows = Packing.of(STARTS, np.array([0, 1, 2]), 4).rows(TOKENS, np.arange(3), 99, targets)
+    assert rows.labels_BS.tolist() == [
+        [-100, 3, 0, -100],
+        [-100, -100, -100, 7],  # the target that opens the next window
+        [-100] * 4,
+    ]
+    nothing = Packing.of(STARTS, np.array([0, 1, 2]), 4).rows(TOKENS, np.arange(3), 99, np.False_)
+    assert (nothing.labels_BS == IGNORED).all()
+
+
+def test_what_is_too_long_is_split_dropped_or_cut():
+    starts = np.array([0, 3, 8, 12, 18])  # lengths 3, 5, 4, 6
+    targets = np.zeros(18, dtype=bool)
+    targets[[1, 7, 9, 13]] = True  # of document 1 the last token alone, of document 3 the second
+
+    def fit(too_long, targets=targets):
+        found = fit_documents(starts, targets, 4, too_long)
+        return found.documents.tolist(), found.dropped, found.truncated
+
+    assert fit("split") == ([0, 1, 2, 3], 0, 0)
+    assert fit("drop") == ([0, 2], 2, 0)
+    assert fit("truncate") == ([0, 2, 3], 1, 1)
+    assert fit("truncate", np.True_) == ([0, 1, 2, 3], 0, 2)
 
 
 def by_token(documents, sequence_tokens, windows, padding_id):
@@ -105,6 +180,34 @@ def test_every_token_is_input_once_and_all_but_first_ones_are_predicted_once(cas
     firsts = set(tokens[starts[:-1]].tolist())
     assert sorted(predicted.tolist()) == [t for t in tokens.tolist() if t not in firsts]
     assert sum(rows.document_lengths()) == rows.input_ids_BS.size
+
+
+@given(packings())
+@settings(deadline=None, max_examples=100)
+def test_every_whole_document_stands_in_one_row_and_is_predicted_but_for_its_first_token(case):
+    lengths, order, more, _ = case
+    sequence_tokens = max(lengths) + more - 1
+    starts = np.cumsum([0, *lengths])
+    tokens = np.arange(1, starts[-1] + 1, dtype=np.uint32)
+    packing = Packing.whole(starts, np.array(order), sequence_tokens)
+    rows = packing.rows(tokens, np.arange(packing.num_windows), padding_id=0)
+    found = []
+    begins = np.cumsum([0, *rows.document_lengths()])
+    for begin, end in zip(begins[:-1], begins[1:], strict=True):
+        ids = rows.input_ids_BS.reshape(-1)[begin:end].tolist()
+        labels = rows.labels_BS.reshape(-1)[begin:end].tolist()
+        assert begin // sequence_tokens == (end - 1) // sequence_tokens
+        assert rows.position_ids_BS.reshape(-1)[begin:end].tolist() == list(range(end - begin))
+        if ids[0]:
+            assert labels == [*ids[1:], IGNORED]
+            found.append(ids)
+        else:
+            assert set(ids) == {0} and set(labels) == {IGNORED}
+    parts = zip(starts[:-1], starts[1:], strict=True)
+    assert sorted(found) == [tokens[a:b].tolist() for a, b in parts]
+    assert packing.num_whole_windows == packing.num_windows
+    again = Packing.whole(starts, np.arange(len(lengths)), sequence_tokens)
+    assert again.num_windows == packing.num_windows
 
 
 @pytest.mark.parametrize("order", [document_order, window_order])

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hecate.data.readers import PIECE_CHARACTERS, Record, pieces_of, read_records, read_text
+from hecate.data.conversations import ChatForm
+from hecate.data.readers import PIECE_CHARACTERS, pieces_of, read_records, read_text
+from hecate.data.records import Message, Record, TextForm
 from hecate.errors import DataError
 
 
@@ -21,7 +23,7 @@ def text_of(path, start=0, end=0):
 
 
 def records(kind, path, *fields):
-    return [record.text for record in read_records(kind, path, fields or ("text",))]
+    return [record.text for record in read_records(kind, path, TextForm(fields or ("text",)))]
 
 
 def test_a_short_file_is_one_piece_with_its_line_ends(tmp_path):
@@ -109,7 +111,7 @@ def test_parquet_reads_the_named_columns_of_every_row_group(tmp_path):
     pq.write_table(table, path, row_group_size=700)
     assert records("parquet", path) == texts
     assert records("parquet", path, "more", "text")[7] == "row 7\nrow 7"
-    read = sum(record.source_bytes for record in read_records("parquet", path, ("text",)))
+    read = sum(record.source_bytes for record in read_records("parquet", path, TextForm(("text",))))
     assert read == path.stat().st_size
 
 
@@ -143,3 +145,22 @@ def test_a_damaged_dataset_is_an_error(tmp_path):
     arrow.write_bytes(arrow.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot read .*d\n"):
         records("dataset", tmp_path / "d")
+
+
+def test_conversations_are_read_from_every_kind_of_file(tmp_path):
+    chats = [[("user", f"q{n}"), ("assistant", f"a{n} ☃")] for n in range(3)]
+    rows = [
+        {"id": n, "messages": [{"role": role, "content": text} for role, text in chat]}
+        for n, chat in enumerate(chats)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "d")
+    expected = [tuple(Message(role, text) for role, text in chat) for chat in chats]
+    for kind, name in [("jsonl", "a.jsonl"), ("parquet", "a.parquet"), ("dataset", "d")]:
+        read = list(read_records(kind, tmp_path / name, ChatForm()))
+        assert [record.messages for record in read] == expected
+    assert read[2].where.endswith("d, row 2")
+    assert read[0].text == "q0\na0 ☃"
+    with pytest.raises(DataError, match=r"a\.parquet has no field 'question'"):
+        next(read_records("parquet", tmp_path / "a.parquet", ChatForm("question", "answer")))

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from chat import CHATML, MARKED
 from ranks import run_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -204,3 +205,39 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path, text):
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(TokenizerError, match="ids up to 280"):
         check_vocabulary(tokenizer, 280)
+
+
+@pytest.fixture
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    rows = [{"q": f"the quick {n}", "a": f"brown fox {n}"} for n in range(50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def chat_config(tmp_path, chats, template, tokenizer=""):
+    return DataConfig(
+        kind="chat",
+        path=str(chats),
+        cache=str(tmp_path / "cache"),
+        chat={"fields": {"user": "q", "assistant": "a"}, "template": template},
+        tokenizer={"vocab_size": 270, "path": str(tokenizer)},
+    )
+
+
+def test_the_chat_template_is_kept_with_the_tokenizer(tmp_path, chats):
+    def prepare(template, run, tokenizer=""):
+        config = chat_config(tmp_path, chats, template, tokenizer)
+        return prepare_tokenizer(config, load_corpus(config), tmp_path / run)
+
+    assert prepare(MARKED, "run").chat_template == MARKED
+    plain = AutoTokenizer.from_pretrained(tmp_path / "run", local_files_only=True)
+    assert plain.chat_template == MARKED
+    assert prepare("", "other", tmp_path / "run").chat_template == MARKED  # its own
+    assert prepare(CHATML, "third", tmp_path / "run").chat_template == CHATML
+    assert prepare(MARKED, "run").chat_template == MARKED
+    with pytest.raises(TokenizerError, match="run keeps another chat template"):
+        prepare(CHATML, "run")
+    with pytest.raises(TokenizerError, match="has no chat template"):
+        prepare("", "fourth")
+    assert not (tmp_path / "fourth").exists()

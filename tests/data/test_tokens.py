@@ -10,6 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from chat import CHATML, MARKED, byte_tokenizer
 from ranks import run_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -237,3 +238,77 @@ def test_a_split_without_a_document_is_an_error(tmp_path, text):
     config = DataConfig(path=str(path), cache=str(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"a\.jsonl leaves no document to hold out"):
         open_tokens(load_corpus(config), tokenizer, config)
+
+
+@pytest.fixture
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    rows = [{"q": "?" * (n % 9 + 1) + str(n), "a": f"a{n} ☃"} for n in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def chat_tokens(tmp_path, chats, template=MARKED, tokenizer=None, **chat):
+    fields = {"user": "q", "assistant": "a"}
+    config = DataConfig(
+        kind="chat",
+        path=str(chats),
+        cache=str(tmp_path / "cache"),
+        chat={"fields": fields, **chat},
+    )
+    corpus = load_corpus(config)
+    return open_tokens(corpus, tokenizer or byte_tokenizer(template), config), corpus
+
+
+def test_conversations_lie_beside_which_of_their_tokens_are_learnt(tmp_path, chats):
+    tokens, corpus = chat_tokens(tmp_path, chats)
+    tokenizer = byte_tokenizer(MARKED)
+    for store in (tokens.train, tokens.held_out):
+        records = [record for _, record in corpus.records((store.split,))]
+        assert store.num_documents == len(records) > 5
+        assert isinstance(store.targets_T, np.memmap)
+        assert store.targets_T.shape == store.tokens_T.shape
+        for document, record in enumerate(records):
+            part = slice(store.starts[document], store.starts[document + 1])
+            question, answer = (message.content for message in record.messages)
+            assert tokenizer.decode(store.tokens_T[part].tolist()) == (
+                f"<|im_start|>user\n{question}<|im_end|>\n"
+                f"<|im_start|>assistant\n{answer}<|im_end|>\n"
+            )
+            learnt = store.tokens_T[part][store.targets_T[part]]
+            assert tokenizer.decode(learnt.tolist()) == answer + "<|im_end|>"
+
+
+def test_facts_of_conversations_are_those_of_what_the_assistant_says(tmp_path, chats):
+    tokens, corpus = chat_tokens(tmp_path, chats)
+    answers = [record.messages[1].content for _, record in corpus.records(("held_out",))]
+    facts = tokens.facts
+    assert facts.bytes == len("".join(answers).encode())
+    assert facts.tokens == facts.predicted_tokens == facts.bytes + len(answers)  # and the ends
+    assert facts.documents == len(answers) == tokens.held_out.num_documents
+    learnt = Counter("".join(answers).encode())
+    counts = [*learnt.values(), len(answers)]
+    shares = [count / facts.tokens for count in counts]
+    assert facts.unigram_entropy_nats == pytest.approx(-sum(s * math.log(s) for s in shares))
+
+
+def test_what_changes_the_rendering_has_an_entry_of_its_own(tmp_path, chats):
+    first, _ = chat_tokens(tmp_path, chats)
+    renamed = byte_tokenizer(MARKED)
+    renamed.pad_token = "<|im_end|>"
+    others = [
+        chat_tokens(tmp_path, chats, CHATML)[0],
+        chat_tokens(tmp_path, chats, system="s")[0],
+        chat_tokens(tmp_path, chats, tokenizer=renamed)[0],
+    ]
+    assert len({tokens.train.digest for tokens in (first, *others)}) == 4
+    again, _ = chat_tokens(tmp_path, chats, too_long="truncate")
+    assert again.train.digest == first.train.digest
+
+
+def test_a_bad_conversation_leaves_no_entry_behind(tmp_path, chats):
+    with chats.open("a") as file:
+        file.write('{"q": "last", "a": ""}\n')
+    with pytest.raises(DataError, match=r"chats\.jsonl:201: field 'a' says nothing"):
+        chat_tokens(tmp_path, chats)
+    assert list((tmp_path / "cache" / "tokens").glob("[!.]*")) == []

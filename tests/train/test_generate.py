@@ -112,6 +112,19 @@ def test_a_prompt_longer_than_the_context_is_refused(folder):
     assert f"at most {CONTEXT - 1}" in str(raised.value)
 
 
+def test_a_chat_answers_what_the_template_asks(folder, tmp_path):
+    with pytest.raises(TokenizerError, match="no chat template"):
+        _generate(folder, chat=True)
+    chat = Path(shutil.copytree(folder, tmp_path / "chat"))
+    (chat / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role + ' says ' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'so ' }}{% endif %}"
+    )
+    answer = _generate(chat, "the cat", chat=True)
+    assert answer == _generate(folder, "user says the cat<|end|>so ")
+    assert answer != _generate(chat, "the cat")
+
+
 def test_an_empty_prompt_needs_a_beginning_token(folder):
     with pytest.raises(ConfigError, match="prompt is empty"):
         _generate(folder, "")
