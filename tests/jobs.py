@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,15 @@ def succeed(*words: str | Path, cwd: Path, ranks: int = 0) -> str:
     done = hecate(*words, cwd=cwd, ranks=ranks)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    """Return as soon as ``step`` is in the run's metrics."""
+    path, deadline = run / "metrics.jsonl", time.monotonic() + 100
+    while not path.exists() or path.read_bytes().count(b"\n") < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"step {step} did not come"
+        time.sleep(0.002)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

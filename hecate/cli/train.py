@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from hecate.config import describe, load_config
 from hecate.train.config import RunConfig
 from hecate.train.run import train
+from hecate.train.stopping import exit_code
 
 
 def command(
@@ -36,5 +38,7 @@ def command(
     loaded = load_config(RunConfig, config, set_ or ())
     if print_config:
         print(describe(loaded))
-    else:
-        train(loaded.value, origins=loaded.origins, resume=resume)
+        return
+    result = train(loaded.value, origins=loaded.origins, resume=resume)
+    if result.stopped:
+        raise SystemExit(exit_code(os.environ))

@@ -12,9 +12,10 @@
 | loop.py | executes | steps, logging, checkpoints, evaluations |
 | state.py | executes | a trainer -> named tensors of a checkpoint |
 | run.py, evaluate.py, generate.py | executes | what the commands do |
-| expert_figures.py | decides | steps, seconds of all ranks -> what the log says of experts |
+| expert_figures.py | decides | steps, seconds of all ranks -> what the log says of them |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
 | host_memory.py | executes | keeps freed memory with the process |
+| stopping.py | executes | signals -> the step under way is the last |
 | starts.py | executes | where a run was begun and taken up, on what -> a file |
 | loads.py | executes | each step's router loads -> a file, and back |
 | plans/ | decides | recorded loads, policies -> what each would have made of them |

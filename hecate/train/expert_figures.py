@@ -1,7 +1,8 @@
-"""What a run's log says of its experts: mispredictions, moves, bytes, and who waited. Pure."""
+"""What a run's log says of its experts: mispredictions, moves, bytes, and who waited."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,11 @@ import torch
 from hecate.fssdp import StepMetrics
 from hecate.fssdp.layer_clock import Spent
 from hecate.train.logging import Value
+
+_LOG = logging.getLogger(__name__)
+
+# Below that, launching kernels and moving rows takes most of the time that experts have.
+SMALL = 0.1
 
 
 @dataclass
@@ -62,6 +68,35 @@ def time_figures(seconds_WSY: torch.Tensor) -> dict[str, Value]:
         "gather/exposed_s": of[Spent.EXPOSED].mean(0).tolist(),
         "gather/hidden_s": of[Spent.HIDDEN].mean(0).tolist(),
     }
+
+
+def experts_mfu(seconds_WSY: torch.Tensor, flops: float, *, peak_flops: float) -> float:
+    """The share of all ranks' ``peak_flops`` that they reach while they compute experts.
+
+    ``flops``: of all experts in the time that the tables of seconds are about.
+    """
+    seconds = seconds_WSY[:, list(Spent).index(Spent.EXPERTS)].sum(1).mean()
+    return flops / (float(seconds) * peak_flops) if seconds > 0 and peak_flops > 0 else 0.0
+
+
+class SmallExperts:
+    """Says once that experts are too small, or get too few tokens, for this machine."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def look(self, reached: float, slots_per_expert: float) -> None:
+        """``reached``: ``experts_mfu``; ``slots_per_expert``: tokens that an expert gets a step."""
+        if self._said or not 0 < reached < SMALL:
+            return
+        self._said = True
+        _LOG.warning(
+            "experts compute at %.1f %% of the speed of a large matrix product: with %.0f tokens a "
+            "step each they are small for this machine, and a dense model would train as fast; "
+            "raise train.batch_sequences, or choose fewer and wider experts",
+            100 * reached,
+            slots_per_expert,
+        )
 
 
 def _added(before_Y: list[float], more_Y: list[int]) -> list[float]:

@@ -14,7 +14,13 @@ from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
 from hecate.train.evaluate import evaluation
-from hecate.train.expert_figures import ExpertTally, seconds_table, time_figures
+from hecate.train.expert_figures import (
+    ExpertTally,
+    SmallExperts,
+    experts_mfu,
+    seconds_table,
+    time_figures,
+)
 from hecate.train.loads import LoadsRecorder
 from hecate.train.logging import Sink, Value
 from hecate.train.memory import memory_values
@@ -42,15 +48,24 @@ class Interval:
     steps: int = 0
     tokens: int = 0
     flops: float = 0.0
+    expert_flops: float = 0.0
     losses: list[float] = field(default_factory=list)
     experts: ExpertTally = field(default_factory=ExpertTally)
+
+
+@dataclass(frozen=True)
+class LoopEnd:
+    """After which step a loop ended, and the held-out metrics then: none if it was stopped."""
+
+    steps: int
+    held_out: dict[str, float]
 
 
 class TrainingLoop:
     """One run on this rank, from ``first_step`` on.
 
     ``loads`` is where rank 0 keeps the router loads. ``clock`` gives seconds; ``peak_flops`` is
-    what all ranks together reach in a large GEMM.
+    what all ranks together reach in a large GEMM. ``stop`` says whether this rank was asked to end.
     """
 
     def __init__(
@@ -67,37 +82,42 @@ class TrainingLoop:
         *,
         clock: Callable[[], float],
         peak_flops: float,
+        stop: Callable[[], bool],
     ) -> None:
         self._config, self._ctx, self._trainer = config, ctx, trainer
         self._stream, self._corpus, self._store = stream, corpus, store
         self._sinks, self._phases, self._clock = sinks, phases, clock
-        self._peak_flops, self._loads = peak_flops, loads
+        self._peak_flops, self._loads, self._stop = peak_flops, loads, stop
+        self._small = SmallExperts()
         self._flops: ModelFlops = model_flops(trainer.model, trainer.layers)
 
-    def run(self, first_step: int) -> dict[str, float]:
-        """Train to the last step and return the final held-out metrics."""
+    def run(self, first_step: int) -> LoopEnd:
+        """Train to the last step, or to one at which some rank was asked to stop, and save that."""
         config = self._config
         interval = Interval(self._clock())
         for step in range(first_step, config.train.steps):
             with self._phases.phase("data"):
                 micro_batches = self._stream.next_step()
-            result = self._trainer.step.run(step, micro_batches)
+            result = self._trainer.step.run(step, micro_batches, stop=self._stop)
             self._count(interval, result, micro_batches)
             if self._loads is not None:
                 self._loads.record(step, result.routed)
             done = step + 1
             last = done == config.train.steps
-            if done % config.logging.every == 0 or last:
+            if done % config.logging.every == 0 or last or result.stop:
                 self._log(done, self._figures(interval, result))
                 interval = Interval(self._clock())
-            if done % config.checkpoint.every == 0 or last:
+            if done % config.checkpoint.every == 0 or last or result.stop:
                 self._save(done)
+            if result.stop and not last:
+                self._store.wait()
+                return LoopEnd(done, {})
             if config.train.eval_every and done % config.train.eval_every == 0 and not last:
                 self._evaluate(done, config.train.eval_sequences)
                 interval = Interval(self._clock())
         evaluated = self._evaluate(config.train.steps, 0)
         self._store.wait()
-        return evaluated
+        return LoopEnd(config.train.steps, evaluated)
 
     def _count(
         self, interval: Interval, result: StepResult, micro_batches: Sequence[MicroBatch]
@@ -108,9 +128,11 @@ class TrainingLoop:
         interval.tokens += result.tokens
         interval.losses.append(result.loss)
         interval.experts.add(result.experts)
+        slots_Y = result.counts_YE.sum(1).tolist()
+        interval.expert_flops += self._flops.of_experts(slots_Y)
         interval.flops += self._flops.of(
             tokens=result.tokens,
-            assignments_Y=result.counts_YE.sum(1).tolist(),
+            assignments_Y=slots_Y,
             attended_keys=round(keys * result.tokens / max(1, own)),
         )
 
@@ -139,7 +161,12 @@ class TrainingLoop:
             "load/copies": float(result.experts.copies),
             "load/dead_experts": [float(len(load.dead_experts)) for load in loads],
         }
-        figures |= interval.experts.figures() | time_figures(self._seconds_of_ranks())
+        seconds_WSY = self._seconds_of_ranks()
+        reached = experts_mfu(seconds_WSY, interval.expert_flops, peak_flops=self._peak_flops)
+        if self._ctx.rank == 0:
+            self._small.look(reached, float(result.counts_YE.double().mean()))
+        figures |= interval.experts.figures() | time_figures(seconds_WSY)
+        figures["experts/mfu"] = reached
         figures |= {f"seconds/{name}": value for name, value in self._phases.take().items()}
         figures |= memory_values(self._ctx.device)
         return figures

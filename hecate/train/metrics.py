@@ -80,13 +80,13 @@ class ModelFlops:
                 f"assignments of {len(assignments_Y)} layers; "
                 f"expected {len(self.expert_parameters)}, one for each MoE layer"
             )
-        experts = sum(
-            parameters * int(assignments)
-            for parameters, assignments in zip(self.expert_parameters, assignments_Y, strict=True)
-        )
-        return 6.0 * (
-            self.dense_parameters * tokens + experts + self.attention_width * attended_keys
-        )
+        dense = self.dense_parameters * tokens + self.attention_width * attended_keys
+        return 6.0 * dense + self.of_experts(assignments_Y)
+
+    def of_experts(self, assignments_Y: Sequence[int]) -> float:
+        """The experts' part of it."""
+        pairs = zip(self.expert_parameters, assignments_Y, strict=True)
+        return 6.0 * sum(parameters * int(assignments) for parameters, assignments in pairs)
 
 
 def model_flops(model: nn.Module, layers: Sequence[MoELayer]) -> ModelFlops:

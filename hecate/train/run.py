@@ -57,15 +57,17 @@ from hecate.train.state import (
     rng_state,
     set_optimizer_step,
 )
+from hecate.train.stopping import StopRequest
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run lies and how it ended."""
+    """Where a run lies and how it ended; ``stopped``: on request, before its last step."""
 
     folder: Path
     steps: int
     held_out: dict[str, float]
+    stopped: bool = False
 
 
 def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none") -> TrainResult:
@@ -137,6 +139,7 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
         if ctx.rank == 0 and config.logging.loads:
             loads = LoadsRecorder(folder / FILE, header)
             stack.callback(loads.close)
+        stop = StopRequest()
         loop = TrainingLoop(
             config,
             ctx,
@@ -149,12 +152,18 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
             loads,
             clock=time.perf_counter,
             peak_flops=_peak_flops(config, ctx),
+            stop=stop,
         )
-        held_out = loop.run(first_step)
+        with stop.listening():
+            end = loop.run(first_step)
         stack.close()
+        stopped = end.steps < config.train.steps
         if ctx.rank == 0:
-            _report(console, folder, held_out | yardsticks(corpus.facts))
-        return TrainResult(folder, config.train.steps, held_out)
+            if stopped:
+                _report_stop(console, folder, end.steps, config.train.steps)
+            else:
+                _report(console, folder, end.held_out | yardsticks(corpus.facts))
+        return TrainResult(folder, end.steps, end.held_out, stopped)
 
 
 def _write_config(config: RunConfig, folder: Path, resume: str) -> None:
@@ -328,4 +337,13 @@ def _report(console: Console, folder: Path, figures: Mapping[str, float]) -> Non
         f"(xz -9 needs {figures['xz_bits_per_byte']:.3f})\n"
         f"the run lies in {folder}",
         highlight=False,
+    )
+
+
+def _report_stop(console: Console, folder: Path, done: int, steps: int) -> None:
+    console.print(
+        f"stopped on request after step {done} of {steps}, which is saved in {folder}: "
+        "--resume auto goes on from there",
+        highlight=False,
+        soft_wrap=True,
     )

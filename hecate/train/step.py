@@ -32,6 +32,7 @@ class StepResult:
     routed to each expert, ``[Y, E]`` int64, CPU. ``experts``: where these were computed, and what
     that moved.
     ``routed``: ``[micro-batch][layer]``, slots of each source rank and expert, ``[W, E]``.
+    ``stop``: some rank was asked to end the run.
     """
 
     step: int
@@ -44,6 +45,11 @@ class StepResult:
     counts_YE: torch.Tensor
     experts: StepMetrics
     routed: Routed
+    stop: bool
+
+
+def _go_on() -> bool:
+    return False
 
 
 class TrainingStep:
@@ -71,8 +77,16 @@ class TrainingStep:
         )
         self._phase = phase
 
-    def run(self, step: int, micro_batches: Sequence[MicroBatch]) -> StepResult:
+    def run(
+        self,
+        step: int,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        stop: Callable[[], bool] = _go_on,
+    ) -> StepResult:
         """Step number ``step`` (from 0) on this rank's part of its micro-batches.
+
+        ``stop``: whether this rank was asked to end the run; all ranks hear of it.
 
         Raises ``HecateError`` when the loss is not finite, before any weight changes.
         """
@@ -105,8 +119,10 @@ class TrainingStep:
         self.experts.finish_backward()
         with self._phase("optimizer"), naming("the sum of losses and gradient norms", ctx.rank):
             parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-            totals = torch.cat([sums, self.experts.grad_square_sum(parameters)[None]])
-            sum_loss, auxiliary_loss, square_sum = sum_over(ctx.groups.control, totals).tolist()
+            asked = sums.new_tensor([float(stop())])
+            totals = torch.cat([sums, self.experts.grad_square_sum(parameters)[None], asked])
+            sum_over(ctx.groups.control, totals)
+            sum_loss, auxiliary_loss, square_sum, askers = totals.tolist()
             norm = square_sum**0.5
             self._require_finite(step, sum_loss, norm)
             if self._clip_norm:
@@ -130,6 +146,7 @@ class TrainingStep:
             counts_YE=log.counts_YE.cpu(),
             experts=self.experts.metrics,
             routed=log.routed,
+            stop=askers > 0,
         )
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:

@@ -1,12 +1,21 @@
 """What is logged of experts, worked out by hand."""
 
+import logging
+
 import numpy as np
+import pytest
 import torch
 
 from collectives.placement import Placement
 from hecate.fssdp import StepMetrics
 from hecate.fssdp.layer_clock import Spent
-from hecate.train.expert_figures import ExpertTally, seconds_table, time_figures
+from hecate.train.expert_figures import (
+    ExpertTally,
+    SmallExperts,
+    experts_mfu,
+    seconds_table,
+    time_figures,
+)
 
 EVEN = Placement.even(4, 2)
 COPIED = Placement(((0, 1), (0,), (1,), (1,)), 2)
@@ -58,3 +67,22 @@ def test_ranks_wait_for_the_one_that_computes_longest():
     }
     three = torch.stack([seconds_table(of_rank) for of_rank in (first, second, third)])
     assert time_figures(three)["load/straggler_wait_s"] == [2.0, 0.0]
+
+
+def test_experts_are_measured_against_a_large_product():
+    """Two ranks compute experts for 4 s and 2 s, so 3 s on average, of 12 operations in all."""
+    busy = [{spent: [0.0, 0.0] for spent in Spent} for _ in range(2)]
+    busy[0][Spent.EXPERTS] = [3.0, 1.0]
+    busy[1][Spent.EXPERTS] = [1.0, 1.0]
+    tables = torch.stack([seconds_table(of_rank) for of_rank in busy])
+    assert experts_mfu(tables, 12.0, peak_flops=8.0) == 0.5
+    assert experts_mfu(torch.zeros_like(tables), 12.0, peak_flops=8.0) == 0.0
+
+
+def test_small_experts_are_told_of_once(caplog: pytest.LogCaptureFixture):
+    small = SmallExperts()
+    with caplog.at_level(logging.WARNING):
+        for reached in (0.5, 0.0, 0.04, 0.03):
+            small.look(reached, 12.0)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "at 4.0 % of the speed" in said and "12 tokens a step" in said

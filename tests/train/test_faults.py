@@ -15,9 +15,20 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs import finish, hecate, metrics, set_, start, succeed, write_config, write_corpus
+from jobs import (
+    finish,
+    hecate,
+    metrics,
+    set_,
+    start,
+    succeed,
+    wait_for_step,
+    write_config,
+    write_corpus,
+)
 
 from hecate.checkpoint.reader import CheckpointReader
+from hecate.train.stopping import STOPPED
 
 pytestmark = pytest.mark.slow
 
@@ -36,13 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    """Return as soon as ``step`` is in the run's metrics."""
-    path, deadline = run / "metrics.jsonl", time.monotonic() + 100
-    while not path.exists() or path.read_bytes().count(b"\n") < step:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"step {step} did not come"
-        time.sleep(0.002)
+def start_without_torchrun(*words: str, cwd: Path) -> list[subprocess.Popen]:
+    """Two ranks of ``hecate *words``, each a child of ours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(*words, cwd=cwd, RANK=str(rank), **place) for rank in range(2)]
 
 
 def rank_of(process: psutil.Process) -> str:
@@ -108,19 +119,36 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bit_for_bit(
     assert held_out_loss(run) == held_out_loss(folder / "runs" / "straight")
 
 
+def test_one_rank_that_is_asked_to_end_stops_all_with_a_checkpoint_of_that_step(
+    folder: Path,
+) -> None:
+    """Without torchrun: it would pass the signal on to both. Both end with the code for it."""
+    run = folder / "runs" / "stopped"
+    changes = set_(name=run.name, train__steps=STEPS, checkpoint__every=1000)
+    ranks = start_without_torchrun("train", "toy.yaml", *changes, cwd=folder)
+    try:
+        wait_for_step(run, 7, ranks[0])
+        ranks[1].send_signal(signal.SIGUSR1)
+        done = [finish(rank, 60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert [rank.returncode for rank in done] == [STOPPED, STOPPED], done[0].stderr
+    stopped_at = numbers(run)[-1][0]
+    assert 7 <= stopped_at < STEPS
+    assert f"stopped on request after step {stopped_at} of {STEPS}" in done[0].stdout
+    assert checkpoints(run) == [f"step-{stopped_at:08d}"]
+    succeed("train", "toy.yaml", *changes, "--resume", "auto", cwd=folder, ranks=2)
+    assert numbers(run) == numbers(folder / "runs" / "straight")
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_rank_that_is_left_says_so_once(folder: Path, victim: int) -> None:
     """Without torchrun, which would end it, and with a checkpoint under way at every step."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     run = folder / "runs" / f"left-{victim}"
     changes = set_(name=run.name, train__steps=2000, checkpoint__every=1)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        start("train", "toy.yaml", *changes, cwd=folder, RANK=str(rank), **place)
-        for rank in range(2)
-    ]
+    ranks = start_without_torchrun("train", "toy.yaml", *changes, cwd=folder)
     try:
         wait_for_step(run, random.Random(victim).randrange(5, 15), ranks[0])
         ranks[victim].kill()

@@ -101,7 +101,7 @@ def test_every_step_is_in_the_metrics(finished: Finished) -> None:
     for line in steps:
         assert 0 < line["loss"] < 2 * math.log(300) and line["grad_norm"] > 0
         assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
-        assert line["tokens_per_s"] > 0 and 0 < line["mfu"] < 1
+        assert line["tokens_per_s"] > 0 and 0 < line["mfu"] < 1 and 0 < line["experts/mfu"] < 1
         slots = [sum(tokens_E) for tokens_E in line["load/tokens_per_expert"]]
         assert slots == [ROWS * TOKENS * 2] * 2
         for phase in ("data", "forward", "backward", "optimizer"):

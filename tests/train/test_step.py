@@ -283,6 +283,21 @@ def one_poisoned_rank(ctx: ParallelContext) -> dict[str, Any]:
     return {"message": message, "unchanged": unchanged}
 
 
+def one_rank_asked(ctx: ParallelContext) -> list[bool]:
+    """Whether to stop, after a step that nobody wants to be the last, and one that rank 1 does."""
+    step = trainer_of(ctx).step
+    own = [batch([2 * ctx.rank, 2 * ctx.rank + 1])]
+    return [
+        step.run(0, own).stop,
+        step.run(1, own, stop=lambda: False).stop,
+        step.run(2, own, stop=lambda: ctx.rank == 1).stop,
+    ]
+
+
+def test_all_ranks_hear_in_the_same_step_that_one_was_asked_to_stop():
+    assert run_ranks(one_rank_asked, 2) == [[False, False, True]] * 2
+
+
 def test_all_ranks_refuse_together_what_only_one_of_them_sees():
     for outcome in run_ranks(one_poisoned_rank, 2):
         assert "step 0: the loss or the gradient is not finite" in outcome["message"]

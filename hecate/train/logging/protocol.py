@@ -33,7 +33,7 @@ class Sink(Protocol):
     A value is a number, one number for each MoE layer, or one for each layer and expert. Names that
     sinks know (all optional, others pass through):
 
-        loss  perplexity  bits_per_byte  learning_rate  grad_norm  tokens_per_s  mfu
+        loss  perplexity  bits_per_byte  learning_rate  grad_norm  tokens_per_s  mfu  experts/mfu
         seconds/<phase>                                      per phase, since the last ``log``
         memory/{resident,peak_resident,device,peak_device}_bytes
         load/tokens_per_expert                               [layers][experts]
