@@ -30,6 +30,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def what_instead(cls, key: Key) -> str:
+        """How to mend an unknown ``key`` that other programs know; "" where nothing is known."""
+        return ""
+
 
 C = TypeVar("C", bound=Config)
 
@@ -66,7 +71,7 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> Load
             expected="a mapping of keys to values",
         )
     settings: dict[Key, _Setting] = {}
-    for key, located in _settings(cls, (), document, str(path)):
+    for key, located in _settings(cls, cls, (), document, str(path)):
         settings[key] = _Setting(located.plain(), f"{path.name}:{located.line}")
     for override in overrides:
         _apply(cls, settings, override)
@@ -136,7 +141,7 @@ def _apply(cls: type[Config], settings: dict[Key, _Setting], override: str) -> N
         located = Located({part: located}, 0)
     if not _is_section(cls, key):
         _clear(settings, key)
-    for leaf, inner in _settings(cls, (), located, OVERRIDE):
+    for leaf, inner in _settings(cls, cls, (), located, OVERRIDE):
         _clear(settings, leaf)
         settings[leaf] = _Setting(inner.plain(), OVERRIDE)
 
@@ -150,19 +155,19 @@ def _clear(settings: dict[Key, _Setting], key: Key) -> None:
 
 
 def _settings(
-    cls: type[Config], prefix: Key, located: Located, source: str
+    root: type[Config], cls: type[Config], prefix: Key, located: Located, source: str
 ) -> Iterator[tuple[Key, Located]]:
-    """The leaves of a mapping that is to become a ``cls``, its keys checked on the way down."""
+    """The leaves of a mapping that is to become a ``cls`` in a ``root``, its keys checked."""
     for name, inner in located.value.items():
         key = (*prefix, name)
         if name not in cls.model_fields:
             where = f"{source}:{inner.line}" if source != OVERRIDE else OVERRIDE
-            raise _unknown_key(cls, key, where)
+            raise _unknown_key(root, cls, key, where)
         section = _section(cls, name)
         if section is None:
             yield from _mapping_leaves(key, inner)
         elif isinstance(inner.value, dict):
-            yield from _settings(section, key, inner, source)
+            yield from _settings(root, section, key, inner, source)
         elif inner.value is not None or source == OVERRIDE:  # "data:" alone keeps the defaults
             yield key, inner
 
@@ -202,16 +207,18 @@ def _field_keys(cls: type[Config], prefix: str = "") -> Iterator[str]:
             yield from _field_keys(section, f"{prefix}{name}.")
 
 
-def _unknown_key(cls: type[Config], key: Key, where: str) -> ConfigError:
+def _unknown_key(root: type[Config], cls: type[Config], key: Key, where: str) -> ConfigError:
     name = key[-1]
     prefix = ".".join(key[:-1])
     within = f"{prefix}." if prefix else ""
     near = nearest_name(name, cls.model_fields)
+    instead = root.what_instead(key)
     return ConfigError(
         f"unknown key {'.'.join(key)} ({where})",
         got=name,
         expected=f"{_choices(cls)} in {prefix or 'the configuration'}",
-        fix=f"did you mean {within}{near}?" if near else "choose one of these, or leave it out",
+        fix=instead
+        or (f"did you mean {within}{near}?" if near else "choose one of these, or leave it out"),
     )
 
 

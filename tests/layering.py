@@ -80,6 +80,9 @@ PURE = frozenset(
         "hecate.simulate",
         "hecate.simulate.timeline",
         "hecate.svg",
+        "hecate.train.footprint.parts",
+        "hecate.train.footprint.table",
+        "hecate.train.parallelism",
     }
 )
 IMPURE = frozenset(

@@ -9,6 +9,7 @@
 | generate.py | a run or a Hugging Face folder, a prompt -> text |
 | plan.py | a run's router loads -> what each policy would have made of them |
 | report.py | a run -> one HTML file |
+| memory.py | CONFIG, a number of ranks -> what the fullest would take |
 | doctor.py | this machine -> what it can run, what is missing |
 | simulate.py | a cluster, a workload -> predicted steps under each policy |
 | bench.py | a benchmark's name -> a table, and a JSON file |

@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "Continue a prompt with a run or a Hugging Face folder.",
     "plan": "Replay a run's router loads through any policy and draw what each does.",
     "report": "Draw a run as one HTML file: curves, loads, time, events, settings.",
+    "memory": "Estimate what a rank of any number of ranks would take, without training.",
     "doctor": "Say what this machine can run, what is missing and how to get it.",
     "simulate": "Predict steps on a described cluster, under every policy.",
     "bench": "Measure, print a table and, with --json, write it down.",

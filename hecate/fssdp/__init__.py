@@ -4,6 +4,7 @@
 |---|---|---|
 | config.py | decides | the user's settings of the policy |
 | apply.py | executes | model, ranks, policy -> owned experts behind every experts module |
+| parallelism.py | decides | a model -> an error where it is split in other ways than ours |
 | blocks.py | decides | a model -> the blocks that its layers of experts lie in |
 | choice.py | decides | a policy's name, costs measured here -> the policy |
 | sharded.py | executes | the calls of a training loop -> steps over copies and owners |
@@ -27,6 +28,7 @@
 | reshard.py | executes | old owners, new owners -> whole rows moved between steps |
 | measure.py | executes | an experts module -> seconds of a slot, of a copy, and their overlap |
 | remembered.py | executes | a measurement -> a file that the next run finds |
+| unplaced.py | executes | shapes of a layer's experts, rows -> what they would allocate |
 | upload.py | executes | a host's tensor -> the device's, queued |
 | routing.py | executes | counts, balance losses, replay under activation checkpointing |
 """

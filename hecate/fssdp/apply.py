@@ -24,6 +24,7 @@ from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.experts import ExpertMath, kernel_for
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
+from hecate.fssdp.parallelism import require_data_parallel
 from hecate.fssdp.plan_ahead import PlanAhead
 from hecate.fssdp.routed import Override, PhaseTimer, RoutedExperts
 from hecate.fssdp.routing import RouterConfig, RoutingLog
@@ -82,6 +83,7 @@ def shard_experts(
     family cannot carry.
     """
     _check_untouched(model)
+    require_data_parallel(model)
     layers = find_moe_layers(model)
     routers = find_routers(model, layers)
     _check_router(router, routers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,23 @@ from hecate.planner.policies.protocol import Policy
 
 PhaseTimer = Callable[[str], Any]
 Override = Callable[[int, torch.Tensor], torch.Tensor]
+
+
+class RowsRuntime(Protocol):
+    """What ``RoutedNode`` needs of the runtime behind it; see ``RoutedExperts`` for the terms."""
+
+    def forward_rows(
+        self, x_SD: torch.Tensor, weights_S: torch.Tensor, plan: DispatchPlan
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Saved]: ...
+
+    def backward_rows(
+        self,
+        d_y_SD: torch.Tensor,
+        x_RD: torch.Tensor,
+        weights_R: torch.Tensor,
+        saved: Saved,
+        plan: DispatchPlan,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class RoutedExperts:
@@ -72,7 +89,7 @@ class RoutedExperts:
             top_k_index_TK = self._override(self.shard.layer.index, top_k_index_TK)
         plan, dtype = self._plan(top_k_index_TK), self.shard.compute_dtype
         with torch.autocast(x_TD.device.type, enabled=False):
-            result: torch.Tensor = _RoutedExperts.apply(  # type: ignore[no-untyped-call]
+            result: torch.Tensor = RoutedNode.apply(  # type: ignore[no-untyped-call]
                 x_TD.to(dtype), top_k_weights_TK.to(dtype), self.shard.parameter, plan, self
             )
         return result.to(x_TD.dtype)
@@ -201,7 +218,9 @@ class RoutedExperts:
             yield
 
 
-class _RoutedExperts(torch.autograd.Function):
+class RoutedNode(torch.autograd.Function):
+    """A layer's experts as autograd sees them; ``runtime`` moves and computes the rows."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -209,7 +228,7 @@ class _RoutedExperts(torch.autograd.Function):
         weights_TK: torch.Tensor,
         anchor: torch.Tensor,
         plan: DispatchPlan,
-        runtime: RoutedExperts,
+        runtime: RowsRuntime,
     ) -> torch.Tensor:
         token_S = plan.slot_order_S // weights_TK.shape[1]
         weights_S = weights_TK.reshape(-1)[plan.slot_order_S]

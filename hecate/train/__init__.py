@@ -2,6 +2,7 @@
 
 | file | decides or executes | in -> out |
 |---|---|---|
+| parallelism.py | decides | another program's key -> what to do here instead |
 | config.py | decides | the tree of a run's settings |
 | build.py | executes | configuration, ranks -> model, experts, optimizer, step |
 | dense.py | executes | dense parameters -> FSDP2 shards |
@@ -14,6 +15,7 @@
 | run.py, evaluate.py, generate.py | executes | what the commands do |
 | expert_figures.py | decides | steps, seconds of all ranks -> what the log says of them |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
+| footprint/ | decides | a configuration, a world size -> the memory of its fullest rank |
 | host_memory.py | executes | keeps freed memory with the process |
 | stopping.py | executes | signals -> the step under way is the last |
 | starts.py | executes | where a run was begun and taken up, on what -> a file |

@@ -15,6 +15,7 @@ from hecate.mesh import MeshConfig
 from hecate.models.build import ModelConfig
 from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
+from hecate.train.parallelism import what_instead
 
 
 class TrainConfig(Config):
@@ -61,3 +62,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     mesh: MeshConfig = MeshConfig()
+
+    @classmethod
+    def what_instead(cls, key: tuple[str, ...]) -> str:
+        return what_instead(key)

@@ -21,6 +21,7 @@ from hecate.train.expert_figures import (
     seconds_table,
     time_figures,
 )
+from hecate.train.host_memory import FreedMemory
 from hecate.train.loads import LoadsRecorder
 from hecate.train.logging import Sink, Value
 from hecate.train.memory import memory_values
@@ -79,6 +80,7 @@ class TrainingLoop:
         sinks: Sequence[Sink],
         phases: PhaseClock,
         loads: LoadsRecorder | None,
+        freed: FreedMemory,
         *,
         clock: Callable[[], float],
         peak_flops: float,
@@ -88,7 +90,7 @@ class TrainingLoop:
         self._stream, self._corpus, self._store = stream, corpus, store
         self._sinks, self._phases, self._clock = sinks, phases, clock
         self._peak_flops, self._loads, self._stop = peak_flops, loads, stop
-        self._small = SmallExperts()
+        self._small, self._freed = SmallExperts(), freed
         self._flops: ModelFlops = model_flops(trainer.model, trainer.layers)
 
     def run(self, first_step: int) -> LoopEnd:
@@ -99,6 +101,7 @@ class TrainingLoop:
             with self._phases.phase("data"):
                 micro_batches = self._stream.next_step()
             result = self._trainer.step.run(step, micro_batches, stop=self._stop)
+            self._freed.after_step()
             self._count(interval, result, micro_batches)
             if self._loads is not None:
                 self._loads.record(step, result.routed)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,10 +43,12 @@ from hecate.train.build import Trainer, build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES
 from hecate.train.evaluate import yardsticks
-from hecate.train.host_memory import keep_freed_memory
+from hecate.train.footprint.record import MemoryRecord
+from hecate.train.host_memory import FreedMemory, give_back_freed, keep_freed_memory
 from hecate.train.loads import FILE, LoadsHeader, LoadsRecorder
 from hecate.train.logging import Run, open_sinks
 from hecate.train.loop import TrainingLoop
+from hecate.train.memory import resident_bytes
 from hecate.train.metrics import PhaseClock
 from hecate.train.peak import measure_peak_flops
 from hecate.train.reshard import restore_placement
@@ -90,6 +93,7 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
                 _write_config(config, folder, resume)
         tokenizer, corpus = _data(config, ctx, folder, console)
         phases = PhaseClock(time.perf_counter)
+        process_bytes = resident_bytes()
         trainer = build_trainer(
             config, ctx, vocab_size=num_token_ids(tokenizer), phase=phases.phase
         )
@@ -131,7 +135,13 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
             resumed_step=first_step,
             settings=config.model_dump(mode="json") | {"origins": settings},
         )
+        process_bytes -= resident_bytes()
         sinks = open_sinks(config.logging, run, rank=ctx.rank)
+        process_bytes += resident_bytes()
+        memory = MemoryRecord.before_training(
+            config, ctx, vocab_size=num_token_ids(tokenizer), process_bytes=process_bytes
+        )
+        memory.announce(partial(console.print, highlight=False, soft_wrap=True))
         for sink in sinks:
             stack.callback(sink.close)
         header = _loads_header(config, trainer, ctx, first_step)
@@ -150,6 +160,7 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
             sinks,
             phases,
             loads,
+            FreedMemory(resident_bytes, give_back_freed),
             clock=time.perf_counter,
             peak_flops=_peak_flops(config, ctx),
             stop=stop,
@@ -157,6 +168,7 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
         with stop.listening():
             end = loop.run(first_step)
         stack.close()
+        memory.conclude(folder, partial(console.print, highlight=False, soft_wrap=True))
         stopped = end.steps < config.train.steps
         if ctx.rank == 0:
             if stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from jobs import TOY, metrics, set_, succeed, write_config, write_corpus
+from jobs import TOY, hecate, metrics, set_, succeed, write_config, write_corpus
 from ranks import run_ranks
 from torch.distributed import HashStore
 from toy_models import toy_model
@@ -110,10 +111,23 @@ def test_every_step_is_in_the_metrics(finished: Finished) -> None:
     assert set(evaluations[0]) >= {"eval/loss", "eval/perplexity", "eval/bits_per_byte"}
 
 
+def test_memory_is_estimated_before_training_and_measured_after(finished: Finished) -> None:
+    record = json.loads((finished.run / "memory.json").read_text())
+    assert len(record["peak_bytes"]) == 2, "of each rank"
+    assert sum(record["parts"].values()) == record["estimated_bytes"]
+    ratio = max(record["peak_bytes"]) / record["estimated_bytes"]
+    assert record["measured_over_estimated"] == pytest.approx(ratio)
+    assert 0.9 < ratio < 1.1, "of a toy, almost all is the process before the model"
+    estimated = finished.printed.index("memory of a rank, estimated: ")
+    assert estimated < finished.printed.index("step 1/4")
+    assert finished.printed.index("step 4/4") < finished.printed.index("measured: at most ")
+
+
 def test_the_folder_holds_what_was_run(finished: Finished) -> None:
     names = {path.name for path in finished.run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.yaml",
+        "memory.json",
         "starts.jsonl",
         "metrics.jsonl",
         "loads.jsonl",
@@ -252,3 +266,22 @@ def test_training_continues_from_a_folder(
     assert first["loss"] == pytest.approx(total / labels, abs=1e-5)
     assert second["loss"] != first["loss"]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "continued" / "tokenizer")) == 300
+
+
+@pytest.mark.parametrize("command", ["eval", "export", "generate"])
+def test_a_damaged_checkpoint_is_refused_by_every_command_that_reads_it(
+    command: str, finished: Finished, tmp_path: Path
+) -> None:
+    """One flipped byte in the middle of a rank's tensors."""
+    run = tmp_path / "runs" / "toy"
+    shutil.copytree(finished.run, run)
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    file = max(checkpoint.glob("__1_*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    more = {"eval": [], "export": [str(tmp_path / "out")], "generate": ["def"]}[command]
+    done = hecate(command, str(run), *more, cwd=finished.folder)
+    assert done.returncode == 2, done.stderr
+    assert f"checkpoint {checkpoint} is damaged: {file.name}" in done.stderr
+    assert not (tmp_path / "out").exists()
