@@ -70,6 +70,7 @@ PURE = frozenset(
         "hecate.planner.quotas",
         "hecate.planner.replay",
         "hecate.planner.sharding",
+        "hecate.fssdp.keeping",
         "hecate.fssdp.observed",
         "hecate.report.bins",
         "hecate.report.curves",

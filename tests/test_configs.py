@@ -54,10 +54,10 @@ def by_hand(config: RunConfig) -> int:
 
 def test_each_file_is_here() -> None:
     names = {path.stem for path in FOLDER.iterdir()}
-    assert names == {"demo", "sft", *EXACT, *PAPER}
+    assert names == {"demo", "sft", "sft-lora", *EXACT, *PAPER}
 
 
-@pytest.mark.parametrize("name", sorted({"demo", "sft", *EXACT, *PAPER}))
+@pytest.mark.parametrize("name", sorted({"demo", "sft", "sft-lora", *EXACT, *PAPER}))
 def test_a_run_has_the_name_of_its_file(name: str) -> None:
     assert load(name).name == name
 

@@ -9,6 +9,8 @@ writing.py    executes              live tensors -> staged copies -> DCP's files
 store.py      executes              a job's state <-> step-00000100
 architecture.py  decides            meta.json -> the model that a checkpoint holds
 reader.py     executes              step-00000100 -> one tensor, without a process group
+base.py       executes              a model's folder -> what tells it from others
+adapter.py    executes              step-00000100 of a LoRA run -> a PEFT folder, merged weights
 export.py     executes              step-00000100 -> a Hugging Face folder
 """
 

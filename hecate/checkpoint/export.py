@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
+from hecate.checkpoint.adapter import MergedWeights, SavedAdapters, has_adapters, write_adapter
 from hecate.checkpoint.architecture import saved_architecture
 from hecate.checkpoint.folder import newest_checkpoint, saved_steps
 from hecate.checkpoint.names import dense_key, expert_key
@@ -60,17 +61,27 @@ def export_run(
     step: int = 0,
     dtype: ExportDtype = "as_trained",
     shard_bytes: int = SHARD_BYTES,
+    merge: bool = False,
 ) -> ExportReport:
     """Write the checkpoint of ``step`` (0: the newest) as a folder that transformers loads.
 
-    ``as_trained`` writes the dtype that the run computed in. Before ``out`` appears the folder is
-    read back and every tensor compared with the checkpoint's, bit for bit after the cast. Nothing
-    is left of an export that fails.
+    Of a LoRA run it is a folder of adapters that PEFT loads; with ``merge`` the whole model, the
+    adapters added to its weights. ``as_trained`` writes the dtype that the run computed in. Before
+    ``out`` appears the folder is read back and every tensor compared with the checkpoint's, bit
+    for bit after the cast. Nothing is left of an export that fails.
     """
-    weights = CheckpointWeights.of_run(run_folder, step)
-    model, layers = weights.model, weights.layers
-    dtype_name = _trained_dtype(weights.reader) if dtype == "as_trained" else dtype
+    reader = CheckpointReader(_checkpoint(run_folder, step))
+    dtype_name = _trained_dtype(reader) if dtype == "as_trained" else dtype
     torch_dtype = _DTYPES[dtype_name]
+    if has_adapters(reader.meta) and not merge:
+        num_tensors, size_bytes = write_adapter(SavedAdapters.of(reader), out, torch_dtype)
+        return ExportReport(out, reader.step, dtype_name, num_tensors, size_bytes)
+    weights: Weights
+    if merge:
+        weights = MergedWeights(SavedAdapters.of(reader))
+    else:
+        weights = CheckpointWeights.of_run(run_folder, step, reader=reader)
+    model, layers = weights.model, weights.layers
     tokenizer_folder = run_folder / "tokenizer"
     if not tokenizer_folder.is_dir():
         raise CheckpointError(
@@ -95,6 +106,23 @@ def export_run(
     return ExportReport(out, weights.reader.step, dtype_name, num_tensors, size_bytes)
 
 
+class Weights(Protocol):
+    """A model's tensors by their names in it; ``model`` is on the meta device."""
+
+    @property
+    def reader(self) -> CheckpointReader: ...
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+    @property
+    def layers(self) -> tuple[MoELayer, ...]: ...
+
+    def dense(self, name: str) -> Tensor: ...
+
+    def expert(self, layer: MoELayer, expert_id: int) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class CheckpointWeights:
     """A checkpoint's tensors by their names in its model, which is on the meta device."""
@@ -104,9 +132,11 @@ class CheckpointWeights:
     layers: tuple[MoELayer, ...]
 
     @classmethod
-    def of_run(cls, run_folder: Path, step: int = 0) -> CheckpointWeights:
-        """Those of the checkpoint of ``step``, or of the newest."""
-        reader = CheckpointReader(_checkpoint(run_folder, step))
+    def of_run(
+        cls, run_folder: Path, step: int = 0, *, reader: CheckpointReader | None = None
+    ) -> CheckpointWeights:
+        """Those of the checkpoint of ``step``, or of the newest; of ``reader`` where it is open."""
+        reader = reader or CheckpointReader(_checkpoint(run_folder, step))
         model = meta_model(saved_architecture(reader.path, reader.meta))
         return cls(reader, model, find_moe_layers(model))
 
@@ -127,7 +157,7 @@ class CheckpointWeights:
         return {name: view[0] for name, view in layer.layout.views(chunk_C[None]).items()}
 
 
-def require_equal(folder: Path, weights: CheckpointWeights, dtype: torch.dtype) -> int:
+def require_equal(folder: Path, weights: Weights, dtype: torch.dtype) -> int:
     """Read ``folder`` and raise ``StorageError`` unless it holds ``weights`` as ``dtype``.
 
     Bit for bit; returns how many tensors were compared.

@@ -15,9 +15,12 @@ def command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The Hugging Face folder to write.")],
     step: Annotated[int, typer.Option(help="Which checkpoint; 0 is the newest.", min=0)] = 0,
     dtype: Annotated[ExportDtype, typer.Option(help="What to store weights in.")] = "as_trained",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of a LoRA run the whole model, not its adapters.")
+    ] = False,
 ) -> None:
     """Export, compare the folder with the checkpoint, and say what was written."""
-    report = export_run(run, out, step=step, dtype=dtype)
+    report = export_run(run, out, step=step, dtype=dtype, merge=merge)
     print(
         f"wrote {report.folder}: {report.num_tensors} tensors of step {report.step} in "
         f"{report.dtype}, {report.size_bytes / 1e6:.1f} MB, read back equal"

@@ -14,6 +14,9 @@
 | routed.py | executes | hidden states, routing -> expert outputs, over all ranks |
 | experts/ | executes | rows sorted by expert -> grouped GEMMs, gradients in place |
 | shards.py | executes | what one rank owns of one layer |
+| frozen.py | executes | frozen experts -> this rank's own, and copies that it keeps |
+| keeping.py | decides | placements -> which ranks keep a copy of which frozen expert |
+| frozen_copies.py | executes | what ranks lack of frozen experts -> brought there, once |
 | replicas.py | executes | room for copies of what others own |
 | layer_plan.py | decides | who owns, who holds a layer -> its transfers there and home |
 | channels.py | executes | a transport's name or auto -> the channels of the sparse collectives |

@@ -21,7 +21,7 @@ from hecate.fssdp.blocks import find_blocks, on_start
 from hecate.fssdp.channels import carried_by, open_channels
 from hecate.fssdp.choice import choose_policy
 from hecate.fssdp.config import ExpertsConfig
-from hecate.fssdp.experts import ExpertMath, kernel_for
+from hecate.fssdp.experts import ExpertMath, kernel_of
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.parallelism import require_data_parallel
@@ -33,13 +33,15 @@ from hecate.fssdp.shards import ExpertShard
 from hecate.mesh import ParallelContext
 from hecate.models.build import through_runtime
 from hecate.models.families import MoELayer, find_moe_layers, is_experts_module
+from hecate.models.lora import LoraConfig, adapted_layers
 from hecate.models.routers import Router, find_routers
 from hecate.planner.load import LoadWindow
 from hecate.planner.owners import even_owners
-from hecate.planner.policies.protocol import Policy
+from hecate.planner.policies import ExpertParallel, Policy
 
 _DEFAULT = ExpertsConfig()
 _NO_LOSSES = RouterConfig(balance_loss=0.0)
+_WHOLE = LoraConfig()
 
 
 def untimed(phase: str) -> AbstractContextManager[None]:
@@ -54,6 +56,7 @@ def shard_experts(
     *,
     config: ExpertsConfig = _DEFAULT,
     router: RouterConfig = _NO_LOSSES,
+    lora: LoraConfig = _WHOLE,
     dtype: torch.dtype | None = None,
     compute_dtype: torch.dtype | None = None,
     average_gradients: bool = True,
@@ -74,9 +77,12 @@ def shard_experts(
     is what experts compute in, the model's own unless said otherwise; ``dtype`` what the optimizer
     works in, fp32 or wider. With ``average_gradients``, as FSDP2 and DDP have it, the loss of each
     rank is a mean over its own tokens; without, gradients are summed over ranks, and the loss is
-    divided by the tokens of all. ``costs_folder`` remembers what the planner measures here.
-    ``override`` stands in for the routers' choices, and what ``gathers_by`` makes of a transport
-    for that transport in gathers: benchmarks set them.
+    divided by the tokens of all. With a ``lora`` that is active experts are frozen, kept in
+    ``compute_dtype``, and ``chunks`` are their adapters, zero until written.
+
+    ``costs_folder`` remembers what the planner measures here. ``override`` stands in for the
+    routers' choices, and what ``gathers_by`` makes of a transport for that transport in gathers:
+    benchmarks set them.
 
     Raises ``ModelError`` for a model without experts that can be sharded, ``UsageError`` for one
     that is sharded already, and ``ConfigError`` for an unknown policy or a router setting that the
@@ -87,6 +93,11 @@ def shard_experts(
     layers = find_moe_layers(model)
     routers = find_routers(model, layers)
     _check_router(router, routers)
+    if lora.active:
+        _check_adapted(config, router)
+        layers = adapted_layers(model, layers, lora)
+        if "experts" not in lora.targets:  # nothing of an expert would come home
+            policy = ExpertParallel()
     compute_dtype = compute_dtype or _dtype_of(model, layers[0])
     dtype = dtype or torch.promote_types(compute_dtype, torch.float32)
     folder = costs_folder or cache_folder() / "costs"
@@ -134,7 +145,7 @@ def shard_experts(
         materializer=_materializer(
             shards, placements, ctx, config.transport, folder, phase, gathers_by, bool(blocks)
         ),
-        rematerialize=config.rematerialize,
+        rematerialize=False if lora.active else config.rematerialize,
         copies_bytes=int(config.copies_mib * 2**20),
         costs_folder=folder,
         lifecycle=StepLifecycle(),
@@ -162,7 +173,7 @@ def _runtime(
     return RoutedExperts(
         shard,
         ExpertMath.of(module, shard.layer.name),
-        kernel_for(experts.ctx.device, shard.compute_dtype, shard.layer.layout),
+        kernel_of(shard.layer, experts.ctx.device, shard.compute_dtype),
         experts.materializer,
         experts.policy,
         experts.lifecycle,
@@ -209,7 +220,8 @@ def even_placements(layers: tuple[MoELayer, ...], world_size: int) -> tuple[Plac
 def _take_over(module: nn.Module, shard: ExpertShard) -> ExpertShard:
     """Move this rank's experts out of ``module``'s stacked parameters, and drop the rest."""
     own = list(shard.expert_ids)
-    for name, view in shard.layer.layout.views(shard.parameter.data).items():
+    table_eC = shard.parameter.data if shard.frozen is None else shard.frozen.table_eC
+    for name, view in shard.layer.expert_layout.views(table_eC).items():
         stacked = module.get_parameter(name)
         if not stacked.is_meta:
             view.copy_(stacked.detach()[own])
@@ -220,7 +232,7 @@ def _take_over(module: nn.Module, shard: ExpertShard) -> ExpertShard:
 
 
 def _dtype_of(model: nn.Module, layer: MoELayer) -> torch.dtype:
-    name = layer.layout.tensors[0].name
+    name = layer.expert_layout.tensors[0].name
     return model.get_submodule(layer.name).get_parameter(name).dtype
 
 
@@ -281,4 +293,20 @@ def _check_router(config: RouterConfig, routers: tuple[Router, ...]) -> None:
             got=f"{unbiased.layer.name}: no e_score_correction_bias",
             expected="a family that saves one with its weights, such as deepseek_v3",
             fix="set router.bias_update_rate to 0 and use router.balance_loss",
+        )
+
+
+def _check_adapted(config: ExpertsConfig, router: RouterConfig) -> None:
+    """Refuse what frozen experts cannot have."""
+    if config.rematerialize is True:
+        raise ConfigError(
+            "experts.rematerialize would drop copies of experts that LoRA keeps between steps",
+            got="true",
+            fix="set experts.rematerialize to auto, and experts.copies_mib to what copies may take",
+        )
+    if router.bias_update_rate:
+        raise ConfigError(
+            "router.bias_update_rate would change the frozen model, and no adapter holds its bias",
+            got=str(router.bias_update_rate),
+            fix="set router.bias_update_rate to 0 for LoRA",
         )

@@ -21,6 +21,7 @@ from collectives.sparse import sparse_all_gather, sparse_reduce_scatter
 from collectives.topology import Topology
 from hecate.errors import PlacementError
 from hecate.fssdp.experts import HeldExperts
+from hecate.fssdp.frozen_copies import FrozenCopies
 from hecate.fssdp.layer_clock import LayerClock, Spent
 from hecate.fssdp.layer_plan import Carrier, Channel, LayerPlan, LayerPlanner
 from hecate.fssdp.layer_replicas import LayerReplicas, Stage
@@ -76,6 +77,9 @@ class Materializer:
         self._reduces_each = True
         self._last_micro_batch = True
         self._rematerialize = False
+        self._frozen = FrozenCopies(
+            shards, self._planner, gathers, rank=rank, world_size=self._world_size
+        )
         self.active = False
         """Whether a step is under way; evaluation computes on the owners alone."""
         self.copies = 0
@@ -95,9 +99,20 @@ class Materializer:
         """Memory that replicas' weights alone take on this rank."""
         return self._one_layer.allocated_bytes + self._all_layers.allocated_bytes
 
+    @property
+    def frozen_bytes(self) -> int:
+        """What of frozen experts moved in this step, to ranks that had no copy yet."""
+        return self._frozen.moved_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that copies of frozen experts take on this rank, between steps as well."""
+        return sum(layer.shard.frozen.copies_bytes for layer in self.layers if layer.shard.frozen)
+
     def set_owners(self, index: int, owners: Placement) -> None:
         """Other owners for one layer, between steps."""
         self.layers[index] = self._resting(self.layers[index].shard, owners)
+        self._frozen.set_owners(self.layers[index])
 
     def begin_step(
         self,
@@ -105,14 +120,16 @@ class Materializer:
         num_micro_batches: int,
         *,
         rematerialize: bool = False,
+        kept_bytes: int = 0,
     ) -> None:
         """Take the placements of a step; its first layer's gather comes next.
 
         With one micro-batch a layer's gradients go home at once, and all layers share one buffer
         for them; with more they are added up in buffers of their own and go home once.
         ``rematerialize``: weights of one layer only are kept, and gathered again for the backward
-        pass; see Note [When replicas move]. Raises ``CollectiveFailure`` on every rank where ranks
-        come with different placements.
+        pass; see Note [When replicas move]. ``kept_bytes``: memory of a rank for copies of frozen
+        experts, those of the step among them. Raises ``CollectiveFailure`` on every rank where
+        ranks come with different placements.
         """
         self._reduces_each, self._rematerialize = num_micro_batches == 1, rematerialize
         self.active = True
@@ -121,6 +138,7 @@ class Materializer:
         for layer, placement in zip(self.layers, placements, strict=True):
             self._plan(layer, placement)
         self._require_agreement()
+        self._frozen.begin_step(self.layers, kept_bytes)
         self._make_room()
         self._gather_next(0)
 
@@ -146,11 +164,10 @@ class Materializer:
         """What this rank computes with in a layer, its copies complete."""
         layer = self.layers[index]
         self._prefetch(index)
-        if not layer.copies:
-            return (layer.shard,)
-        with self._phase("gather"):
-            self._finish_gather(layer)
-        return (layer.shard, *layer.copies)
+        if layer.copies:
+            with self._phase("gather"):
+                self._finish_gather(layer)
+        return layer.experts
 
     def extend(self, index: int, placement: Placement) -> None:
         """Add copies to a layer that is about to run, now that its counts are known.
@@ -165,6 +182,7 @@ class Materializer:
         numel, dtype = shard.layer.layout.numel, shard.compute_dtype
         self._finish_gather(layer)
         layer.plan = self._layer_plan(shard, layer.owners, placement, earlier=before)
+        self._frozen.extend(layer, placement)
         added = layer.plan.held[self._rank][len(before.held[self._rank]) :]
         if added:
             shape, device = (len(added), numel), shard.parameter.device
@@ -269,6 +287,7 @@ class Materializer:
 
     def _gather(self, layer: LayerReplicas, carrier: Carrier) -> None:
         layer.launched, layer.alone_s = self.clock.mark(), carrier.alone_s
+        layer.alone_s += self._frozen.fetch(layer)
         layer.gathering = sparse_all_gather(
             [layer.weight_rows()],
             [carrier.change],
@@ -287,6 +306,9 @@ class Materializer:
             needed = clock.mark()
             with naming(f"the gather of {layer.shard.layer.name}", self._rank):
                 layer.gathering.wait()
+                if layer.fetching is not None:
+                    layer.fetching.wait()
+                    layer.fetching = None
             clock.add(Spent.EXPOSED, index, needed, clock.mark())
             clock.add(Spent.HIDDEN, index, layer.launched, needed, at_most_s=layer.alone_s)
             layer.gathering = None
@@ -307,14 +329,14 @@ class Materializer:
         *,
         earlier: LayerPlan | None = None,
     ) -> LayerPlan:
-        numel, name = shard.layer.layout.numel, shard.layer.name
+        name = shard.layer.name
         try:
             return self._planner.plan(
                 owners,
                 placement,
                 name=name,
-                gather_bytes=numel * shard.compute_dtype.itemsize,
-                reduce_bytes=numel * shard.parameter.dtype.itemsize,
+                gather_bytes=max(1, shard.gather_bytes),  # nothing of frozen experts, in plans
+                reduce_bytes=max(1, shard.reduce_bytes),  # in which nobody holds a copy of them
                 earlier=earlier,
             )
         except ValueError as error:

@@ -23,11 +23,12 @@ from collectives.token_exchange import exchange_rows
 from collectives.topology import Link, Topology
 from collectives.transports import TRANSPORTS, LaunchResources
 from hecate.fssdp.config import CostsConfig
-from hecate.fssdp.experts import ExpertMath, kernel_for
+from hecate.fssdp.experts import AdaptedExperts, ExpertMath, HeldExperts, kernel_of
 from hecate.fssdp.remembered import machine_digest, remembered
 from hecate.fssdp.replicas import ReplicaSlots
 from hecate.mesh import ParallelContext
 from hecate.models.families import MoELayer
+from hecate.models.lora import AdaptedLayer
 from hecate.planner.costs import NO_LIMIT, StepCosts
 
 ROWS = 256
@@ -78,7 +79,7 @@ def measured_costs(
     given = [config.slot_s, config.copy_s, config.copy_s, 0.0, config.row_s, config.row_s]
     numbers = [*given, 1.0]
     if ctx.world_size > 1 and not (config.slot_s and config.copy_s):
-        digest = machine_digest(ctx, layer.layout.numel, dtype, compute_dtype, COPIES)
+        digest = machine_digest(ctx, *_sizes(layer), dtype, compute_dtype, COPIES)
         *found, both_ways = remembered(
             folder / f"{digest}.json",
             NUMBERS,
@@ -148,8 +149,12 @@ class _Bench:
         layer, device, dtype = self._layer, self._ctx.device, self._compute_dtype
         math = ExpertMath.of(self._module, layer.name)
         buffers = (torch.zeros(1, layer.layout.numel, device=device, dtype=dtype) for _ in range(2))
-        held = [ReplicaSlots(layer, (0,), *buffers)]
-        kernel = kernel_for(device, dtype, layer.layout)
+        held: list[HeldExperts] = [ReplicaSlots(layer, (0,), *buffers)]
+        if isinstance(layer, AdaptedLayer):
+            frozen_1C = torch.zeros(1, layer.frozen.numel, device=device, dtype=dtype)
+            tensors = {name: view[0] for name, view in layer.frozen.views(frozen_1C).items()}
+            held = [AdaptedExperts(held[0], (tensors,))]
+        kernel = kernel_of(layer, device, dtype)
         x_RD = torch.zeros(ROWS, self._width(), device=device, dtype=dtype)
         weights_R = torch.ones(ROWS, device=device, dtype=dtype)
 
@@ -163,7 +168,7 @@ class _Bench:
     def _width(self) -> int:
         """The model's *D*."""
         math = ExpertMath.of(self._module, self._layer.name)
-        shape = next(t.shape for t in self._layer.layout.tensors if t.name == math.down)
+        shape = next(t.shape for t in self._layer.expert_layout.tensors if t.name == math.down)
         return shape[1] if math.transposed else shape[0]
 
     def _row_s(self, pair: Pair) -> float:
@@ -266,3 +271,9 @@ class _Bench:
         if self._ctx.device.type == "cuda":
             torch.cuda.synchronize(self._ctx.device)
         return time.perf_counter() - started
+
+
+def _sizes(layer: MoELayer) -> tuple[int, ...]:
+    """Elements of an expert that travel, and of one that is frozen."""
+    frozen = (layer.frozen.numel,) if isinstance(layer, AdaptedLayer) else ()
+    return (layer.layout.numel, *frozen)

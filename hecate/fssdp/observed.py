@@ -21,6 +21,7 @@ class StepMetrics:
     slots of each expert by the rank that computed them, ``[E, W]`` int64, all micro-batches
     together. ``copies``: experts copied, again for each gather; ``gathered_bytes`` is what these
     moved and ``reduced_bytes`` what their gradients moved, relays between nodes among them.
+    ``frozen_bytes`` is what of frozen experts moved beside, to ranks that had no copy of them.
     ``moved``: experts with another owner after the step (re-sharding).
     """
 
@@ -33,6 +34,7 @@ class StepMetrics:
     gathered_bytes: int
     reduced_bytes: int
     moved: int = 0
+    frozen_bytes: int = 0
 
     @cached_property
     def owned_slots(self) -> Counts:

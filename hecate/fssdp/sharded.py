@@ -118,7 +118,10 @@ class ShardedExperts:
             self._say_short(fitted.dropped, step)
         self._planned = fitted.placements
         self.materializer.begin_step(
-            fitted.placements, num_micro_batches, rematerialize=fitted.rematerialize
+            fitted.placements,
+            num_micro_batches,
+            rematerialize=fitted.rematerialize,
+            kept_bytes=room.budget_bytes,
         )
 
     def _known_room(self, *, accumulates: bool) -> Room:
@@ -126,8 +129,8 @@ class ShardedExperts:
         if self._room is None or self._steps_begun == 1:
             self._room = Room(
                 self.copies_bytes or spare_bytes(self.ctx),
-                tuple(s.layer.layout.numel * s.compute_dtype.itemsize for s in self.shards),
-                tuple(s.layer.layout.numel * s.parameter.dtype.itemsize for s in self.shards),
+                tuple(s.gather_bytes + s.frozen_bytes for s in self.shards),
+                tuple(s.reduce_bytes for s in self.shards),
                 self.rematerialize,
             )
             most = self._room.slots_per_rank(accumulates=accumulates)
@@ -219,6 +222,7 @@ class ShardedExperts:
             copies=self.materializer.copies,
             gathered_bytes=self.materializer.gathered_bytes,
             reduced_bytes=self.materializer.reduced_bytes,
+            frozen_bytes=self.materializer.frozen_bytes,
         )
 
     def layer_seconds(self) -> dict[Spent, list[float]]:
@@ -265,7 +269,7 @@ class ShardedExperts:
         """Make ``owners`` those of every layer; collective over all ranks, between steps."""
         kept = [rows_in_state(optimizers, shard.parameter) for shard in self.shards]
         layers = [
-            OwnedTables(before, after, (shard.parameter.data, *rows.values()))
+            OwnedTables(before, after, (*_tables(shard), *rows.values()))
             for shard, rows, before, after in zip(
                 self.shards, kept, self.owners, owners, strict=True
             )
@@ -276,10 +280,14 @@ class ShardedExperts:
             if tables is own.tables:
                 continue
             shard = self.shards[index]
-            shard.adopt(own.after.chunks_on(self.ctx.rank), tables[0])
+            expert_ids = own.after.chunks_on(self.ctx.rank)
+            shard.adopt(expert_ids, tables[0])
+            if shard.frozen is not None:
+                shard.frozen.adopt(expert_ids, tables[1])
+            moments = tables[len(_tables(shard)) :]
             for optimizer in optimizers:
                 state = optimizer.state.get(shard.parameter, {})
-                state.update(zip(kept[index], tables[1:], strict=True) if state else ())
+                state.update(zip(kept[index], moments, strict=True) if state else ())
             self.owners = (*self.owners[:index], own.after, *self.owners[index + 1 :])
             self.materializer.set_owners(index, own.after)
 
@@ -335,6 +343,12 @@ class ShardedExperts:
             assert bias_E is not None
             counts_E = self.log.counts_YE[router.layer.index, : bias_E.numel()].to(bias_E.dtype)
             bias_E += rate * torch.sign(counts_E.mean() - counts_E).view_as(bias_E)
+
+
+def _tables(shard: ExpertShard) -> tuple[torch.Tensor, ...]:
+    """What moves with an expert beside what optimizers keep of it, ``[e, C]`` each."""
+    frozen = () if shard.frozen is None else (shard.frozen.table_eC,)
+    return (shard.parameter.data, *frozen)
 
 
 def _require_whole(module: nn.Module, shard: ExpertShard) -> None:

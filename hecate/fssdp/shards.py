@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 from hecate.errors import UsageError
+from hecate.fssdp.frozen import FrozenExperts
 from hecate.models.families import MoELayer
+from hecate.models.lora import AdaptedLayer
 
 
 class ExpertShard:
     """The chunks that this rank owns of one layer: ``[e, C]``, in the order of ``expert_ids``.
 
     ``parameter`` holds the master weights, whose dtype the optimizer works in; ``compute`` the
-    weights in the dtype of the forward pass, the same storage where the dtypes agree.
+    weights in the dtype of the forward pass, the same storage where the dtypes agree. ``frozen``:
+    what of these experts does not train, where chunks are their adapters.
     """
 
     def __init__(
@@ -36,6 +39,9 @@ class ExpertShard:
         self.compute_dtype = compute_dtype
         shape = (len(expert_ids), layer.layout.numel)
         self.parameter = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.frozen: FrozenExperts | None = None
+        if isinstance(layer, AdaptedLayer):
+            self.frozen = FrozenExperts(layer, expert_ids, device=device, dtype=compute_dtype)
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -58,6 +64,21 @@ class ExpertShard:
         self.parameter.data = masters_eC
         self.parameter.grad = None
         self._lay_out()
+
+    @property
+    def gather_bytes(self) -> int:
+        """What one expert's copy brings with it in each step."""
+        return self.layer.layout.numel * self.compute_dtype.itemsize
+
+    @property
+    def reduce_bytes(self) -> int:
+        """What one copy's gradient takes home."""
+        return self.layer.layout.numel * self.parameter.dtype.itemsize
+
+    @property
+    def frozen_bytes(self) -> int:
+        """What a rank that never had a copy gets beside, once."""
+        return 0 if self.frozen is None else self.frozen.chunk_bytes
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -55,6 +55,11 @@ class MoELayer:
     num_experts: int
     layout: ChunkLayout
 
+    @property
+    def expert_layout(self) -> ChunkLayout:
+        """Where an expert's own tensors lie; ``layout`` is of what trains, most often the same."""
+        return self.layout
+
 
 def is_experts_module(module: nn.Module) -> bool:
     """Whether ``use_experts_implementation`` decorated the module's class."""

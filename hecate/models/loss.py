@@ -95,8 +95,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
         loss = torch.zeros((), dtype=wide, device=hidden_TD.device)
         d_hidden_TD = torch.empty_like(hidden_TD) if wanted else None
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if wanted else None
-        d_bias_V = torch.zeros_like(bias_V, dtype=wide) if wanted and bias_V is not None else None
+        d_weight_VD = d_bias_V = None  # a frozen head needs no gradient
+        if wanted and ctx.needs_input_grad[1]:
+            d_weight_VD = torch.zeros_like(weight_VD, dtype=wide)
+        if wanted and bias_V is not None and ctx.needs_input_grad[2]:
+            d_bias_V = torch.zeros_like(bias_V, dtype=wide)
         for first in range(0, hidden_TD.shape[0], CHUNK_TOKENS):
             chunk = slice(first, first + CHUNK_TOKENS)
             hidden, labels = hidden_TD[chunk], labels_T[chunk]
@@ -109,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += ((total.log() + peak - picked).squeeze(1) * counted).sum()
             if not wanted:
                 continue
-            assert d_hidden_TD is not None and d_weight_VD is not None
+            assert d_hidden_TD is not None
             d_logits = logits.div_(total)
             d_logits.scatter_add_(1, target, d_logits.new_full((1, 1), -1.0).expand_as(target))
             if not bool(counted.all()):
@@ -118,23 +121,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_bias_V += d_logits.sum(0)
             d_logits = d_logits.to(hidden.dtype)
             torch.mm(d_logits, weight_VD, out=d_hidden_TD[chunk])
+            if d_weight_VD is None:
+                continue
             if wide == hidden.dtype:
                 d_weight_VD.addmm_(d_logits.t(), hidden)
             else:
                 d_weight_VD += torch.mm(d_logits.t(), hidden)
         if wanted:
-            ctx.has_bias = d_bias_V is not None
             ctx.weight_dtype = weight_VD.dtype
-            ctx.save_for_backward(
-                *(t for t in (d_hidden_TD, d_weight_VD, d_bias_V) if t is not None)
-            )
+            ctx.save_for_backward(d_hidden_TD, d_weight_VD, d_bias_V)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_hidden_TD, d_weight_VD, *rest = ctx.saved_tensors
+        d_hidden_TD, *of_head = ctx.saved_tensors
         scale = d_loss.to(d_hidden_TD.dtype)
-        d_weight = d_weight_VD.mul_(d_loss).to(ctx.weight_dtype)
-        d_bias = rest[0].mul_(d_loss).to(ctx.weight_dtype) if ctx.has_bias else None
+        d_weight, d_bias = (
+            None if d is None else d.mul_(d_loss).to(ctx.weight_dtype) for d in of_head
+        )
         return d_hidden_TD.mul_(scale), d_weight, d_bias, None, None

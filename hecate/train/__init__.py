@@ -5,6 +5,7 @@
 | parallelism.py | decides | another program's key -> what to do here instead |
 | config.py | decides | the tree of a run's settings |
 | build.py | executes | configuration, ranks -> model, experts, optimizer, step |
+| adapters.py | executes | LoRA: what is frozen, what adapters start from, how much trains |
 | dense.py | executes | dense parameters -> FSDP2 shards |
 | optim.py | decides | parameter groups by role, learning rate by step |
 | moments.py | executes | a parameter -> what the optimizer keeps of it |

@@ -22,9 +22,11 @@ from hecate.mesh import ParallelContext
 from hecate.models.build import hf_config, initial_dense, initial_expert, meta_model
 from hecate.models.families import MoELayer, find_moe_layers
 from hecate.models.hub import HubFolder
+from hecate.models.lora import adapt_linears
 from hecate.models.loss import CausalLoss
 from hecate.models.norms import fuse_norms
 from hecate.planner.policies import Policy
+from hecate.train.adapters import fill_adapters, freeze_all_but_adapters
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES, assign, master_dtype, named_dense, reshard, shard_dense
 from hecate.train.optim import build_optimizer
@@ -38,6 +40,7 @@ class Trainer:
     """A model ready to train on this rank, and what trains it.
 
     ``dense``: its parameters but the experts, by name, as they are between steps (sharded).
+    ``layers``: its experts as transformers has them, whatever of them trains.
     """
 
     model: PreTrainedModel
@@ -80,6 +83,7 @@ def build_trainer(
     _check_choices(model, layers)
     fuse_norms(model)
     compute_dtype = DTYPES[config.train.dtype]
+    fill = fill or config.lora.active  # a checkpoint of adapters brings nothing else
     source = None
     if config.model.path and fill:
         source = HubFolder(Path(config.model.path).expanduser(), model, layers)
@@ -89,6 +93,7 @@ def build_trainer(
         policy,
         config=config.experts,
         router=config.router,
+        lora=config.lora,
         dtype=master_dtype(compute_dtype),
         compute_dtype=compute_dtype,
         average_gradients=False,
@@ -97,11 +102,16 @@ def build_trainer(
         override=override,
         gathers_by=gathers_by,
     )
+    if config.lora.active:
+        adapt_linears(model, config.lora)
+        freeze_all_but_adapters(model)
     root = CausalLoss(model)
     shard_dense(root, model, ctx, compute_dtype, experts.parameters())
     _fill_dense(model, layers, source, config.seed, fill=fill)
     if fill:
-        _fill_experts(model, experts, source, config.seed)
+        _fill_experts(model, layers, experts, source, config.seed)
+    if config.lora.active:
+        fill_adapters(model, experts, config.seed)
     experts.refresh()
     model.train()
     if config.train.activation_checkpointing:
@@ -155,15 +165,19 @@ def _fill_dense(
 
 
 def _fill_experts(
-    model: PreTrainedModel, experts: ShardedExperts, source: HubFolder | None, seed: int
+    model: PreTrainedModel,
+    layers: tuple[MoELayer, ...],
+    experts: ShardedExperts,
+    source: HubFolder | None,
+    seed: int,
 ) -> None:
-    for shard in experts.shards:
+    for layer, shard in zip(layers, experts.shards, strict=True):
         for expert_id in shard.expert_ids:
             if source is not None:
-                tensors = source.expert(shard.layer, expert_id)
+                tensors = source.expert(layer, expert_id)
             else:
-                tensors = initial_expert(model, shard.layer, expert_id, seed)
-            shard.write(expert_id, tensors)
+                tensors = initial_expert(model, layer, expert_id, seed)
+            (shard.frozen or shard).write(expert_id, tensors)
 
 
 def _choose_loss(root: CausalLoss, ctx: ParallelContext) -> None:

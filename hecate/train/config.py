@@ -13,6 +13,7 @@ from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
 from hecate.mesh import MeshConfig
 from hecate.models.build import ModelConfig
+from hecate.models.lora import LoraConfig
 from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
 from hecate.train.parallelism import what_instead
@@ -56,6 +57,7 @@ class RunConfig(Config):
     data: DataConfig = DataConfig()
     experts: ExpertsConfig = ExpertsConfig()
     router: RouterConfig = RouterConfig()
+    lora: LoraConfig = LoraConfig()
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -66,3 +68,12 @@ class RunConfig(Config):
     @classmethod
     def what_instead(cls, key: tuple[str, ...]) -> str:
         return what_instead(key)
+
+    @model_validator(mode="after")
+    def _something_to_adapt(self) -> RunConfig:
+        if self.lora.active and not self.model.path:
+            raise ValueError(
+                "lora.rank adapts a trained model, and model.path names none; set model.path to a "
+                "Hugging Face folder, or lora.rank to 0"
+            )
+        return self

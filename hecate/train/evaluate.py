@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from hecate.checkpoint.architecture import saved_architecture
+from hecate.checkpoint.base import require_same_base
 from hecate.checkpoint.store import CheckpointStore
 from hecate.config import load_config
 from hecate.data import (
@@ -138,6 +139,9 @@ def evaluate_run(run_folder: Path) -> dict[str, float]:
             )
         tokenizer = load_tokenizer(run_folder / "tokenizer")
         corpus = open_tokens(load_corpus(config.data), tokenizer, config.data)
+        meta = store.read_meta(newest)
+        if config.lora.active:
+            require_same_base(newest, meta, Path(config.model.path).expanduser())
         clock = PhaseClock(lambda: 0.0)
         trainer = build_trainer(
             config,
@@ -145,7 +149,7 @@ def evaluate_run(run_folder: Path) -> dict[str, float]:
             vocab_size=num_token_ids(tokenizer),
             phase=clock.phase,
             fill=False,
-            architecture=saved_architecture(newest, store.read_meta(newest)),
+            architecture=saved_architecture(newest, meta),
         )
         store.load(newest, model_state(trainer))
         trainer.experts.refresh()

@@ -18,8 +18,10 @@ from transformers import (
     TextStreamer,
 )
 
+from hecate.checkpoint.adapter import has_adapters
 from hecate.checkpoint.export import export_run
 from hecate.checkpoint.folder import newest_checkpoint
+from hecate.checkpoint.integrity import read_record
 from hecate.data.chat_template import template_of
 from hecate.errors import CheckpointError, ConfigError, ModelError, TokenizerError
 
@@ -73,8 +75,8 @@ def generate(
 def hub_folder_of(target: Path) -> Path:
     """``target`` itself if it is a Hugging Face folder; of a run, the export of its newest step.
 
-    A run's export goes to ``<run>/export-step-N`` once, and again only when the checkpoint is
-    newer than it.
+    Of a LoRA run the adapters are merged. A run's export goes to ``<run>/export-step-N`` once, and
+    again only when the checkpoint is newer than it.
     """
     if (target / "config.json").is_file():
         return target
@@ -96,7 +98,7 @@ def hub_folder_of(target: Path) -> Path:
     out = target / f"export-{checkpoint.name}"
     exported = out / "config.json"
     if not exported.is_file() or exported.stat().st_mtime < checkpoint.stat().st_mtime:
-        export_run(target, out)
+        export_run(target, out, merge=has_adapters(read_record(checkpoint).meta))
     return out
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from hecate.checkpoint.base import base_identity
 from hecate.checkpoint.store import CheckpointStore
 from hecate.data import MicroBatch, TokenizedCorpus, TrainStream
 from hecate.mesh import ParallelContext, naming, sum_over
@@ -203,8 +205,10 @@ class TrainingLoop:
 
     def _meta(self, done: int) -> dict[str, Any]:
         """What a checkpoint says of itself beside its tensors."""
+        base = Path(self._config.model.path).expanduser()
         return {
             "step": done,
+            "base": base_identity(base) if self._config.lora.active else {},
             "world_size": self._ctx.world_size,
             "config": self._config.model_dump(mode="json"),
             "hf_config": self._trainer.model.config.to_dict(),

@@ -13,6 +13,7 @@ from torch import nn
 
 from collectives.placement import Placement
 from hecate.models.families import MoELayer
+from hecate.models.lora import is_adapter
 
 PHASES = (
     "data",
@@ -58,6 +59,7 @@ class ModelFlops:
     dense_parameters: int
     expert_parameters: tuple[int, ...]
     attention_width: int
+    frozen: bool = False
 
     def of(self, *, tokens: int, assignments_Y: Sequence[int], attended_keys: int) -> float:
         """The operations of one forward and backward pass over ``tokens`` tokens:
@@ -67,7 +69,8 @@ class ModelFlops:
           + 6 * attention_width * attended_keys
 
         A weight costs a multiplication and an addition in the forward pass and twice that in the
-        backward pass, hence 6. ``assignments_Y`` is how many (token, expert) pairs the router made
+        backward pass, hence 6; of a frozen weight there is no gradient, hence 4 (adapters count as
+        nothing). ``assignments_Y`` is how many (token, expert) pairs the router made
         in each MoE layer (tokens x top-k when dropless), so experts count as often as they ran.
         ``attended_keys`` is the sum over tokens of the keys each attends to in its own document
         (see ``attended_keys``); scores and weighted values cost 2 each, three times over. Sliding
@@ -80,13 +83,19 @@ class ModelFlops:
                 f"assignments of {len(assignments_Y)} layers; "
                 f"expected {len(self.expert_parameters)}, one for each MoE layer"
             )
-        dense = self.dense_parameters * tokens + self.attention_width * attended_keys
-        return 6.0 * dense + self.of_experts(assignments_Y)
+        dense = self._per_weight * self.dense_parameters * tokens
+        attention = 6.0 * self.attention_width * attended_keys
+        return dense + attention + self.of_experts(assignments_Y)
 
     def of_experts(self, assignments_Y: Sequence[int]) -> float:
         """The experts' part of it."""
         pairs = zip(self.expert_parameters, assignments_Y, strict=True)
-        return 6.0 * sum(parameters * int(assignments) for parameters, assignments in pairs)
+        slots = sum(parameters * int(assignments) for parameters, assignments in pairs)
+        return self._per_weight * slots
+
+    @property
+    def _per_weight(self) -> float:
+        return 4.0 if self.frozen else 6.0
 
 
 def model_flops(model: nn.Module, layers: Sequence[MoELayer]) -> ModelFlops:
@@ -95,7 +104,7 @@ def model_flops(model: nn.Module, layers: Sequence[MoELayer]) -> ModelFlops:
     dense = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if not name.startswith(in_experts)
+        if not name.startswith(in_experts) and not is_adapter(name)
     )
     whole: Any = model
     embedding = whole.get_input_embeddings()
@@ -106,6 +115,7 @@ def model_flops(model: nn.Module, layers: Sequence[MoELayer]) -> ModelFlops:
         dense_parameters=dense,
         expert_parameters=tuple(layer.layout.numel for layer in layers),
         attention_width=_attention_width(whole.config.get_text_config()),
+        frozen=not embedding.weight.requires_grad,
     )
 
 

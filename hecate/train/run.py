@@ -16,6 +16,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from hecate.checkpoint.agreement import together
+from hecate.checkpoint.base import require_same_base
+from hecate.checkpoint.export import export_run
 from hecate.checkpoint.folder import newest_checkpoint
 from hecate.checkpoint.names import rng_key
 from hecate.checkpoint.store import CheckpointStore
@@ -39,6 +41,7 @@ from hecate.fssdp.measure import measured_costs
 from hecate.mesh import ParallelContext, Rendezvous, open_mesh, sum_over
 from hecate.models.build import hf_config
 from hecate.planner.policies.protocol import Reckoning
+from hecate.train.adapters import share_of
 from hecate.train.build import Trainer, build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES
@@ -110,6 +113,9 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
             world_size=ctx.world_size,
             too_long=config.data.too_long,
         )
+        if ctx.rank == 0 and config.lora.active:
+            share = share_of(trainer.model, trainer.experts)
+            console.print(str(share), highlight=False, soft_wrap=True)
         if ctx.rank == 0 and config.data.kind == "chat":
             _tell_how_full(console, config, stream)
         store = CheckpointStore(
@@ -170,6 +176,8 @@ def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none"
         stack.close()
         memory.conclude(folder, partial(console.print, highlight=False, soft_wrap=True))
         stopped = end.steps < config.train.steps
+        if ctx.rank == 0 and config.lora.active and not stopped:
+            export_run(folder, folder / "adapter")
         if ctx.rank == 0:
             if stopped:
                 _report_stop(console, folder, end.steps, config.train.steps)
@@ -281,6 +289,8 @@ def _resume(
                 fix="raise train.steps",
             )
         stream.load_state_dict(meta["data"])
+        if config.lora.active:
+            require_same_base(path, meta, Path(config.model.path).expanduser())
     same_world = meta["world_size"] == ctx.world_size
     saved = [layer["num_experts"] for layer in meta["layers"]]
     if saved == [layer.num_experts for layer in trainer.layers]:  # else the load says what is wrong
@@ -306,12 +316,11 @@ def _loads_header(
     unmeasured."""
     experts = trainer.experts
     shards, policy = experts.shards, experts.policy
-    numels = [shard.layer.layout.numel for shard in shards]
     compute_dtype, dtype = shards[0].compute_dtype, shards[0].parameter.dtype
     costs = measured_costs(
         config.experts.costs,
         experts.modules[0],
-        experts.layers[0],
+        experts.layers[0] if shards[0].layer.layout.numel else trainer.layers[0],
         ctx,
         dtype=dtype,
         compute_dtype=compute_dtype,
@@ -321,8 +330,8 @@ def _loads_header(
         step=first_step,
         owners=tuple(own.owners for own in experts.owners),
         window=experts.loads.state(),
-        gather_bytes=tuple(n * compute_dtype.itemsize for n in numels),
-        reduce_bytes=tuple(n * dtype.itemsize for n in numels),
+        gather_bytes=tuple(shard.gather_bytes for shard in shards),
+        reduce_bytes=tuple(shard.reduce_bytes for shard in shards),
         costs=policy.costs if isinstance(policy, Reckoning) else costs.step,
         topology=costs.topology,
         experts=config.experts,

@@ -19,9 +19,17 @@ from hecate.train.moments import MOMENTS, moments_of
 
 
 def model_state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Weights and buffers under their checkpoint keys; views of the trainer's own tensors."""
-    state = {dense_key(name): parameter.detach() for name, parameter in trainer.dense.items()}
-    for name, buffer in saved_buffers(trainer.model):
+    """Weights and buffers under their checkpoint keys; views of the trainer's own tensors.
+
+    Where adapters train beside a frozen model, adapters alone: the rest is in ``model.path``.
+    """
+    adapted = any(shard.frozen is not None for shard in trainer.experts.shards)
+    state = {
+        dense_key(name): parameter.detach()
+        for name, parameter in trainer.dense.items()
+        if parameter.requires_grad or not adapted
+    }
+    for name, buffer in () if adapted else saved_buffers(trainer.model):
         state[dense_key(name)] = buffer
     for shard in trainer.experts.shards:
         state.update(_rows(shard, shard.parameter.detach()))

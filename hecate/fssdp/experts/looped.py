@@ -29,7 +29,7 @@ class LoopedExperts:
         for experts, counts, start in parts(rows, held):
             up_eFD, down_eDF = projections(experts.weights, math)
             bias = biases(experts.weights, math)
-            for e, a, b in _spans(counts, start):
+            for e, a, b in spans(counts, start):
                 up, act, y, weight_R1 = up_RF[a:b], act_RF[a:b], y_RD[a:b], weights_R[a:b, None]
                 torch.mm(x_RD[a:b], up_eFD[e].t(), out=up)
                 if bias:
@@ -64,18 +64,18 @@ class LoopedExperts:
             bias, d_bias = biases(experts.weights, math), biases(experts.grads, math)
             if overwrite:
                 zero_unused(experts.grads, counts)
-            for e, a, b in _spans(counts, start):
+            for e, a, b in spans(counts, start):
                 x, d_y, up, weight_R = x_RD[a:b], d_y_RD[a:b], saved.up_RF[a:b], weights_R[a:b]
-                _accumulate(d_down_eDF[e], d_y.t(), saved.act_RF[a:b], overwrite)
+                accumulate(d_down_eDF[e], d_y.t(), saved.act_RF[a:b], overwrite)
                 d_act = torch.mm(d_y, down_eDF[e], out=d_act_RF[: b - a])
                 if saved.silu_RF is not None:
                     d_up = d_up_RF[: b - a]
-                    _silu_gate_grad(
+                    silu_gate_grad(
                         up, saved.silu_RF[a:b], weight_R, d_act, out=(d_up, d_weights_R[a:b])
                     )
                 else:
                     d_up, d_weights_R[a:b] = activation_grad(math, up, weight_R, d_act)
-                _accumulate(d_up_eFD[e], d_up.t(), x, overwrite)
+                accumulate(d_up_eFD[e], d_up.t(), x, overwrite)
                 torch.mm(d_up, up_eFD[e], out=d_x_RD[a:b])
                 if d_bias:
                     d_weights_R[a:b] += d_y @ bias[1][e]
@@ -92,13 +92,14 @@ def widths(held: Sequence[HeldExperts], math: ExpertMath) -> tuple[int, int]:
 
 
 def zero_unused(grads: dict[str, torch.Tensor], rows: Sequence[int]) -> None:
+    """Zero the gradients of experts that have no row."""
     for e, count in enumerate(rows):
         if count == 0:
             for grad in grads.values():
                 grad[e].zero_()
 
 
-def _spans(rows: Sequence[int], start: int) -> Iterator[tuple[int, int, int]]:
+def spans(rows: Sequence[int], start: int) -> Iterator[tuple[int, int, int]]:
     """(expert, first row, one past the last row) of each expert that has rows."""
     for e, count in enumerate(rows):
         if count:
@@ -106,7 +107,7 @@ def _spans(rows: Sequence[int], start: int) -> Iterator[tuple[int, int, int]]:
         start += count
 
 
-def _accumulate(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, overwrite: bool) -> None:
+def accumulate(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, overwrite: bool) -> None:
     """``grad = a @ b`` or ``grad += a @ b``, in the gradient's dtype."""
     if grad.dtype != a.dtype:
         product = torch.mm(a, b)
@@ -117,7 +118,7 @@ def _accumulate(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, overwrite:
         grad.addmm_(a, b)
 
 
-def _silu_gate_grad(
+def silu_gate_grad(
     up_RF: torch.Tensor,
     silu_RF: torch.Tensor,
     weight_R: torch.Tensor,
