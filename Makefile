@@ -49,11 +49,11 @@ $(STAMPS)/hecate: $(STAMPS)/torch pyproject.toml
 	$(PIP) install --editable .
 	touch $@
 
+# DeepSpeed would compile its operators at installation; none of them is needed here.
 $(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
-	$(PIP) install --editable '.[dev]'
+	DS_BUILD_OPS=0 $(PIP) install --editable '.[dev]'
 	touch $@ $(STAMPS)/hecate
 
-# DeepSpeed would compile its operators at installation; the benchmark needs none of them.
 $(STAMPS)/bench: $(STAMPS)/torch pyproject.toml
 	DS_BUILD_OPS=0 $(PIP) install --editable '.[bench]'
 	touch $@ $(STAMPS)/hecate

@@ -80,6 +80,7 @@ PURE = frozenset(
         "hecate.report.spent",
         "hecate.simulate",
         "hecate.simulate.timeline",
+        "hecate.train.router_health",
         "hecate.svg",
         "hecate.train.footprint.parts",
         "hecate.train.footprint.table",
@@ -96,10 +97,13 @@ BOUNDARIES = {
     "hecate/cli/app.py": "a command's module is loaded only when that command runs",
     "hecate/doctor/network.py": "whether Ray Train imports is what it finds out",
     "hecate/bench/peers/deepspeed_moe.py": "DeepSpeed comes with the bench extra alone",
+    "hecate/train/dense/deepspeed.py": "DeepSpeed comes with an extra alone",
 }
 # Packages that not every installation has -> the files that may import them.
 OPTIONAL: dict[str, frozenset[str]] = {
-    "deepspeed": frozenset({"hecate/bench/peers/deepspeed_moe.py"}),
+    "deepspeed": frozenset(
+        {"hecate/bench/peers/deepspeed_moe.py", "hecate/train/dense/deepspeed.py"}
+    ),
     "accelerate": frozenset(),
     "ray": frozenset(),
     "vllm": frozenset(),

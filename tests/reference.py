@@ -56,11 +56,15 @@ class WideFloats(TorchFunctionMode):
 
 @dataclass
 class Outcome:
-    """What both sides report: losses by step, the first step's gradients, the last parameters."""
+    """What both sides report by step, the first step's gradients, the last parameters.
+
+    ``counts``: slots of each layer and expert.
+    """
 
     losses: list[float] = field(default_factory=list)
     auxiliary: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    counts: list[list[list[int]]] = field(default_factory=list)
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -115,6 +119,7 @@ def train_reference(
         fused=False,
     )
     outcome = Outcome()
+    experts = max(layer.num_experts for layer in find_moe_layers(model))
     with _chosen_experts(model) as chosen:
         for number, micro_batches in enumerate(steps):
             labels = sum(int((labels != -100).sum()) for _, labels, _ in micro_batches)
@@ -140,7 +145,9 @@ def train_reference(
                 (cross_entropy / labels + auxiliary).backward()
                 loss_sum += float(cross_entropy)
                 aux_sum += float(auxiliary)
-                counts.append([torch.bincount(index.flatten()) for index in chosen])
+                counts.append(
+                    [torch.bincount(index.flatten(), minlength=experts) for index in chosen]
+                )
             if number == 0:
                 outcome.gradients = {
                     n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
@@ -153,6 +160,7 @@ def train_reference(
             outcome.losses.append(loss_sum / labels)
             outcome.auxiliary.append(aux_sum)
             outcome.norms.append(float(norm))
+            outcome.counts.append([sum(layer).tolist() for layer in zip(*counts, strict=True)])
     names = dict(model.named_parameters()) | dict(model.named_buffers())  # a tied one once
     outcome.parameters = {
         n: t.detach().clone() for n, t in model.state_dict().items() if n in names

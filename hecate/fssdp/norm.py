@@ -47,8 +47,14 @@ def grad_square_sum(
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
     """Scale every gradient, in place, so that a global ``norm`` becomes at most ``max_norm``."""
     grads = local_gradients(parameters)
-    if norm > max_norm and grads:
-        torch._foreach_mul_(grads, max_norm / (norm + 1e-6))
+    factor = clip_factor(norm, max_norm)
+    if factor < 1.0 and grads:
+        torch._foreach_mul_(grads, factor)
+
+
+def clip_factor(norm: float, max_norm: float) -> float:
+    """What gradients of a global ``norm`` are scaled by; 1 where it is at most ``max_norm``."""
+    return max_norm / (norm + 1e-6) if norm > max_norm else 1.0
 
 
 def _replicas(grad: DTensor) -> int:

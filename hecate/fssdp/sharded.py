@@ -84,10 +84,24 @@ class ShardedExperts:
     _room: Room | None = None
     _auxiliary_asked: bool = False
     _said_short: bool = False
+    _registered: bool = True
 
     def parameters(self) -> list[nn.Parameter]:
         """The master weights of every layer, ``[e, C]``, also where this rank owns none of it."""
         return [shard.parameter for shard in self.shards]
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """``parameters`` by the names that they have in the model."""
+        return {f"{shard.layer.name}.chunks": shard.parameter for shard in self.shards}
+
+    def unregister(self) -> None:
+        """Take the experts out of ``model.parameters()`` for good; ``parameters`` still has them.
+
+        For a runtime that broadcasts, partitions or reduces whatever it finds there.
+        """
+        for module in self.modules:
+            module._parameters.pop("chunks", None)
+        self._registered = False
 
     @contextmanager
     def step(self, number: int | None = None, *, micro_batches: int = 1) -> Iterator[None]:
@@ -107,7 +121,8 @@ class ShardedExperts:
         self.step_number, self._auxiliary_asked = step, False
         self.log.begin_step()
         for module, shard in zip(self.modules, self.shards, strict=True):
-            _require_whole(module, shard)
+            if self._registered:
+                _require_whole(module, shard)
             shard.begin_step()
         accumulates = num_micro_batches > 1
         room = self._known_room(accumulates=accumulates)
@@ -250,10 +265,11 @@ class ShardedExperts:
         clip_gradients(parameters, norm, max_norm)
         return norm
 
-    def end_step(self, *optimizers: torch.optim.Optimizer) -> None:
+    def end_step(self, *optimizers: torch.optim.Optimizer, taken: bool = True) -> None:
         """After ``optimizer.step()``: let experts change owners, and make the new weights count.
 
         ``optimizers`` are those that hold the experts: what they keep of an expert moves with it.
+        A step that was not ``taken`` leaves the routers' biases as they are.
         """
         self._require_held(optimizers)
         self.lifecycle.end()
@@ -263,7 +279,8 @@ class ShardedExperts:
             self.metrics = replace(self.metrics, moved=len(moves_between(self.owners, owners)))
             self.move_owners(owners, *optimizers)
         self.refresh()
-        self._update_router_bias()
+        if taken:
+            self._update_router_bias()
 
     def move_owners(self, owners: Sequence[Placement], *optimizers: torch.optim.Optimizer) -> None:
         """Make ``owners`` those of every layer; collective over all ranks, between steps."""

@@ -6,15 +6,17 @@
 | config.py | decides | the tree of a run's settings |
 | build.py | executes | configuration, ranks -> model, experts, optimizer, step |
 | adapters.py | executes | LoRA: what is frozen, what adapters start from, how much trains |
-| dense.py | executes | dense parameters -> FSDP2 shards |
+| dense/ | executes | dense parameters -> under FSDP2, DDP or DeepSpeed |
 | optim.py | decides | parameter groups by role, learning rate by step |
 | moments.py | executes | a parameter -> what the optimizer keeps of it |
 | reshard.py | executes | who owns which expert -> and from a checkpoint |
+| spikes.py | decides | a step's loss and gradient norm -> taken, left out, or back |
 | step.py | executes | micro-batches -> one optimizer step over all ranks |
 | loop.py | executes | steps, logging, checkpoints, evaluations |
 | state.py | executes | a trainer -> named tensors of a checkpoint |
 | run.py, evaluate.py, generate.py | executes | what the commands do |
 | expert_figures.py | decides | steps, seconds of all ranks -> what the log says of them |
+| router_health.py | decides | the routers' counts -> entropy, dead experts |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
 | footprint/ | decides | a configuration, a world size -> the memory of its fullest rank |
 | host_memory.py | executes | keeps freed memory with the process |

@@ -28,8 +28,18 @@ from hecate.models.norms import fuse_norms
 from hecate.planner.policies import Policy
 from hecate.train.adapters import fill_adapters, freeze_all_but_adapters
 from hecate.train.config import RunConfig
-from hecate.train.dense import DTYPES, assign, master_dtype, named_dense, reshard, shard_dense
+from hecate.train.dense import (
+    BACKENDS,
+    DTYPES,
+    DenseBackend,
+    DenseJob,
+    assign,
+    master_dtype,
+    named_dense,
+)
+from hecate.train.metrics import ModelFlops, model_flops
 from hecate.train.optim import build_optimizer
+from hecate.train.spikes import SpikeGuard
 from hecate.train.step import TrainingStep
 
 Phase = Callable[[str], AbstractContextManager[object]]
@@ -39,17 +49,20 @@ Phase = Callable[[str], AbstractContextManager[object]]
 class Trainer:
     """A model ready to train on this rank, and what trains it.
 
-    ``dense``: its parameters but the experts, by name, as they are between steps (sharded).
-    ``layers``: its experts as transformers has them, whatever of them trains.
+    ``dense``: its parameters but the experts, by name, as ``optimizer`` steps them (sharded by
+    FSDP2, none where the ``backend`` steps its own). ``layers``: its experts as transformers has
+    them, whatever of them trains. ``flops``: what the model costs.
     """
 
     model: PreTrainedModel
     dense: dict[str, nn.Parameter]
+    backend: DenseBackend
     layers: tuple[MoELayer, ...]
     root: CausalLoss
     experts: ShardedExperts
     optimizer: torch.optim.Optimizer
     step: TrainingStep
+    flops: ModelFlops
 
 
 def build_trainer(
@@ -106,24 +119,41 @@ def build_trainer(
         adapt_linears(model, config.lora)
         freeze_all_but_adapters(model)
     root = CausalLoss(model)
-    shard_dense(root, model, ctx, compute_dtype, experts.parameters())
-    _fill_dense(model, layers, source, config.seed, fill=fill)
+    flops = model_flops(model, layers)
+    backend = BACKENDS[config.dense.backend](
+        DenseJob(
+            root,
+            model,
+            experts,
+            ctx,
+            compute_dtype,
+            config.dense,
+            config.optimizer,
+            config.train.accumulation,
+        )
+    )
+    _fill_dense(backend.targets(), model, layers, source, config.seed, fill=fill)
     if fill:
         _fill_experts(model, layers, experts, source, config.seed)
     if config.lora.active:
         fill_adapters(model, experts, config.seed)
     experts.refresh()
+    backend.start()
     model.train()
     if config.train.activation_checkpointing:
         model.activation_checkpointing_enable(
             {"use_reentrant": False, "context_fn": experts.checkpoint_contexts}
         )
-    optimizer = build_optimizer(config.optimizer, model.named_parameters(), _embeddings(model))
-    dense = dict(named_dense(model))
-    _choose_loss(root, ctx)
-    _learn_hidden(experts, root, config)
+    dense = backend.masters()
+    optimizer = build_optimizer(
+        config.optimizer,
+        (dense | experts.named_parameters()).items(),
+        [dense[name] for name in _embeddings(model) if name in dense],
+    )
+    _choose_loss(root, backend, ctx)
+    _learn_hidden(experts, root, backend, config)
     step = TrainingStep(
-        root,
+        backend,
         experts,
         optimizer,
         ctx,
@@ -131,12 +161,14 @@ def build_trainer(
         base_learning_rate=config.optimizer.learning_rate,
         steps=config.train.steps,
         clip_norm=config.train.clip_norm,
+        guard=SpikeGuard(config.guard),
         phase=phase,
     )
-    return Trainer(model, dense, layers, root, experts, optimizer, step)
+    return Trainer(model, dense, backend, layers, root, experts, optimizer, step, flops)
 
 
 def _fill_dense(
+    targets: dict[str, torch.Tensor],
     model: PreTrainedModel,
     layers: tuple[MoELayer, ...],
     source: HubFolder | None,
@@ -149,8 +181,6 @@ def _fill_dense(
     Buffers follow from the configuration (rotary frequencies, zeros). What the family lets a
     folder lack starts from the seed.
     """
-    targets: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    targets |= dict(model.named_buffers())
     initial = {name for name, _ in model.named_buffers()}
     if source is not None:
         initial |= set(source.absent)
@@ -180,7 +210,7 @@ def _fill_experts(
             (shard.frozen or shard).write(expert_id, tensors)
 
 
-def _choose_loss(root: CausalLoss, ctx: ParallelContext) -> None:
+def _choose_loss(root: CausalLoss, backend: DenseBackend, ctx: ParallelContext) -> None:
     """Keep the fused loss only where it gives what the family's own head gives."""
     ids_BS = torch.arange(8, device=ctx.device)[None] % root.model.config.vocab_size
     positions_BS = torch.arange(8, device=ctx.device)[None]
@@ -189,11 +219,13 @@ def _choose_loss(root: CausalLoss, ctx: ParallelContext) -> None:
         for fused in (True, False):
             root.fused = fused
             losses.append(root(ids_BS, ids_BS.roll(-1, 1), positions_BS, (8,)))
-    reshard(root)
+    backend.release()
     root.fused = bool(torch.isclose(losses[0], losses[1], rtol=1e-2))
 
 
-def _learn_hidden(experts: ShardedExperts, root: CausalLoss, config: RunConfig) -> None:
+def _learn_hidden(
+    experts: ShardedExperts, root: CausalLoss, backend: DenseBackend, config: RunConfig
+) -> None:
     """Let the planner know how long attention takes, on a micro-batch of the usual size."""
     ctx, sequence = experts.ctx, config.data.sequence_tokens
     rows = config.train.batch_sequences // config.train.accumulation // ctx.world_size
@@ -207,13 +239,14 @@ def _learn_hidden(experts: ShardedExperts, root: CausalLoss, config: RunConfig) 
     root.eval()  # dropout, where there is any, must not draw numbers that training would draw
     subject = (root.model.config.to_json_string(), ids_BS.shape, config.train.dtype)
     experts.learn_hidden(forward, subject=subject)
-    reshard(root)
+    backend.release()
     root.train()
 
 
-def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
+def _embeddings(model: PreTrainedModel) -> list[str]:
     modules: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return [module.weight for module in modules if module is not None]
+    held = {id(module.weight) for module in modules if module is not None}
+    return [name for name, parameter in named_dense(model) if id(parameter) in held]
 
 
 def _check_length(model: PreTrainedModel, sequence_tokens: int) -> None:

@@ -14,9 +14,11 @@ from hecate.fssdp.routing import RouterConfig
 from hecate.mesh import MeshConfig
 from hecate.models.build import ModelConfig
 from hecate.models.lora import LoraConfig
+from hecate.train.dense.config import DenseConfig
 from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
 from hecate.train.parallelism import what_instead
+from hecate.train.spikes import GuardConfig
 
 
 class TrainConfig(Config):
@@ -59,6 +61,8 @@ class RunConfig(Config):
     router: RouterConfig = RouterConfig()
     lora: LoraConfig = LoraConfig()
     train: TrainConfig
+    dense: DenseConfig = DenseConfig()
+    guard: GuardConfig = GuardConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -75,5 +79,10 @@ class RunConfig(Config):
             raise ValueError(
                 "lora.rank adapts a trained model, and model.path names none; set model.path to a "
                 "Hugging Face folder, or lora.rank to 0"
+            )
+        if self.lora.active and self.dense.backend != "fsdp2":
+            raise ValueError(
+                f"dense.backend {self.dense.backend} does not train adapters beside a frozen "
+                "model; set dense.backend to fsdp2, or lora.rank to 0"
             )
         return self

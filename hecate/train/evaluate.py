@@ -28,7 +28,7 @@ from hecate.mesh import ParallelContext, Rendezvous, naming, open_mesh, sum_over
 from hecate.models.loss import IGNORED
 from hecate.train.build import Trainer, build_trainer
 from hecate.train.config import RunConfig
-from hecate.train.dense import reshard
+from hecate.train.dense import DenseConfig
 from hecate.train.metrics import PhaseClock, bits_per_byte, perplexity
 from hecate.train.state import model_state
 
@@ -49,7 +49,7 @@ def mean_loss(trainer: Trainer, batches: Iterable[MicroBatch], ctx: ParallelCont
             sums += torch.tensor([float(loss), float((batch.labels_BS != IGNORED).sum())])
         total, labels = sum_over(ctx.groups.control, sums).tolist()
     trainer.experts.log.begin_micro_batch()
-    reshard(trainer.root)
+    trainer.backend.release()
     trainer.model.train()
     return float(total / max(1.0, labels))
 
@@ -120,12 +120,17 @@ def load_run(folder: Path) -> RunConfig:
     return load_config(RunConfig, path).value
 
 
+def read_config(config: RunConfig) -> RunConfig:
+    """``config`` for a model that is only read: a checkpoint is the same under every backend."""
+    return config.model_copy(update={"dense": DenseConfig()})
+
+
 def evaluate_run(run_folder: Path) -> dict[str, float]:
     """Evaluate the newest checkpoint of a run on all its held-out text; any number of ranks.
 
     Returns ``quality`` and ``yardsticks``. Raises ``CheckpointError`` for a run without one.
     """
-    config = load_run(run_folder)
+    config = read_config(load_run(run_folder))
     with open_mesh(config.mesh, Rendezvous.from_environment(os.environ)) as ctx:
         store = CheckpointStore(
             run_folder / "checkpoints", group=ctx.groups.checkpoint, rank=ctx.rank, keep=0

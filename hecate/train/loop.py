@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 
+from hecate.checkpoint.agreement import together
 from hecate.checkpoint.base import base_identity
 from hecate.checkpoint.store import CheckpointStore
 from hecate.data import MicroBatch, TokenizedCorpus, TrainStream
+from hecate.errors import HecateError
 from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
@@ -28,19 +31,21 @@ from hecate.train.loads import LoadsRecorder
 from hecate.train.logging import Sink, Value
 from hecate.train.memory import memory_values
 from hecate.train.metrics import (
-    ModelFlops,
     PhaseClock,
     attended_keys,
     bits_per_byte,
     load_statistics,
     max_over_mean,
     mfu,
-    model_flops,
     perplexity,
 )
 from hecate.train.reshard import placement_state
-from hecate.train.state import model_state, optimizer_state, rng_state
+from hecate.train.router_health import RouterTally
+from hecate.train.spikes import Verdict
+from hecate.train.state import load_state, save_state, updates_of
 from hecate.train.step import StepResult
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Interval:
     """What has come together since the last line was logged."""
 
     started_s: float
+    router: RouterTally
     steps: int = 0
     tokens: int = 0
     flops: float = 0.0
@@ -93,25 +99,26 @@ class TrainingLoop:
         self._sinks, self._phases, self._clock = sinks, phases, clock
         self._peak_flops, self._loads, self._stop = peak_flops, loads, stop
         self._small, self._freed = SmallExperts(), freed
-        self._flops: ModelFlops = model_flops(trainer.model, trainer.layers)
+        self._flops = trainer.flops
 
     def run(self, first_step: int) -> LoopEnd:
         """Train to the last step, or to one at which some rank was asked to stop, and save that."""
         config = self._config
-        interval = Interval(self._clock())
+        interval = self._interval()
         for step in range(first_step, config.train.steps):
             with self._phases.phase("data"):
                 micro_batches = self._stream.next_step()
             result = self._trainer.step.run(step, micro_batches, stop=self._stop)
             self._freed.after_step()
             self._count(interval, result, micro_batches)
+            self._heed(step, result.verdict)
             if self._loads is not None:
                 self._loads.record(step, result.routed)
             done = step + 1
             last = done == config.train.steps
             if done % config.logging.every == 0 or last or result.stop:
                 self._log(done, self._figures(interval, result))
-                interval = Interval(self._clock())
+                interval = self._interval()
             if done % config.checkpoint.every == 0 or last or result.stop:
                 self._save(done)
             if result.stop and not last:
@@ -119,10 +126,36 @@ class TrainingLoop:
                 return LoopEnd(done, {})
             if config.train.eval_every and done % config.train.eval_every == 0 and not last:
                 self._evaluate(done, config.train.eval_sequences)
-                interval = Interval(self._clock())
+                interval = self._interval()
         evaluated = self._evaluate(config.train.steps, 0)
         self._store.wait()
         return LoopEnd(config.train.steps, evaluated)
+
+    def _interval(self) -> Interval:
+        layers = self._trainer.layers
+        return Interval(self._clock(), RouterTally([layer.num_experts for layer in layers]))
+
+    def _heed(self, step: int, verdict: Verdict) -> None:
+        """Say that a step was left out, and go back to the newest checkpoint where that is due."""
+        if verdict.take:
+            return
+        if self._ctx.rank == 0:
+            _LOG.warning("step %d is left out: %s", step, verdict.reason)
+        if not verdict.rewind:
+            return
+        newest = self._store.newest()
+        if newest is None:
+            raise HecateError(
+                f"step {step}: guard.rewind_after steps were left out, and there is no checkpoint",
+                got=verdict.reason,
+                expected="a checkpoint to take the weights from",
+                fix="lower checkpoint.every or optimizer.learning_rate, or raise guard.deviations",
+            )
+        with together(self._ctx.groups.control, f"reading checkpoint {newest}"):
+            meta = self._store.read_meta(newest)
+        load_state(self._store, newest, self._trainer, {}, updates=updates_of(meta))
+        if self._ctx.rank == 0:
+            _LOG.warning("step %d: weights and moments are those of %s again", step, newest.name)
 
     def _count(
         self, interval: Interval, result: StepResult, micro_batches: Sequence[MicroBatch]
@@ -131,10 +164,12 @@ class TrainingLoop:
         own = sum(batch.input_ids_BS.numel() for batch in micro_batches)
         interval.steps += 1
         interval.tokens += result.tokens
-        interval.losses.append(result.loss)
+        if result.verdict.take:
+            interval.losses.append(result.loss)
         interval.experts.add(result.experts)
         slots_Y = result.counts_YE.sum(1).tolist()
         interval.expert_flops += self._flops.of_experts(slots_Y)
+        interval.router.add(result.counts_YE)
         interval.flops += self._flops.of(
             tokens=result.tokens,
             assignments_Y=slots_Y,
@@ -143,7 +178,8 @@ class TrainingLoop:
 
     def _figures(self, interval: Interval, result: StepResult) -> dict[str, Value]:
         elapsed_s = self._clock() - interval.started_s
-        loss = sum(interval.losses) / len(interval.losses)
+        losses = interval.losses or [result.loss]
+        loss = sum(losses) / len(losses)
         facts = self._corpus.facts
         loads = load_statistics(result.counts_YE, result.experts.owners)
         figures: dict[str, Value] = {
@@ -155,6 +191,7 @@ class TrainingLoop:
             "auxiliary_loss": result.auxiliary_loss,
             "learning_rate": result.learning_rate,
             "grad_norm": result.grad_norm,
+            "skipped_steps": float(self._trainer.step.guard.skipped),
             "tokens_per_s": interval.tokens / elapsed_s if elapsed_s > 0 else 0.0,
             "mfu": mfu(interval.flops, elapsed_s=elapsed_s, peak_flops=self._peak_flops),
             "load/tokens_per_expert": [list(load.tokens_per_expert) for load in loads],
@@ -170,7 +207,8 @@ class TrainingLoop:
         reached = experts_mfu(seconds_WSY, interval.expert_flops, peak_flops=self._peak_flops)
         if self._ctx.rank == 0:
             self._small.look(reached, float(result.counts_YE.double().mean()))
-        figures |= interval.experts.figures() | time_figures(seconds_WSY)
+        figures |= interval.router.figures() | interval.experts.figures()
+        figures |= time_figures(seconds_WSY)
         figures["experts/mfu"] = reached
         figures |= {f"seconds/{name}": value for name, value in self._phases.take().items()}
         figures |= memory_values(self._ctx.device)
@@ -197,8 +235,7 @@ class TrainingLoop:
             sink.log(done, values)
 
     def _save(self, done: int) -> None:
-        trainer = self._trainer
-        state = model_state(trainer) | optimizer_state(trainer) | rng_state(self._ctx.rank)
+        state = save_state(self._trainer, self._ctx.rank)
         self._store.save(
             done, state, self._meta(done), asynchronous=self._config.checkpoint.asynchronous
         )
@@ -209,6 +246,8 @@ class TrainingLoop:
         return {
             "step": done,
             "base": base_identity(base) if self._config.lora.active else {},
+            "updates": self._trainer.step.updates,
+            "guard": self._trainer.step.guard.state(),
             "world_size": self._ctx.world_size,
             "config": self._config.model_dump(mode="json"),
             "hf_config": self._trainer.model.config.to_dict(),

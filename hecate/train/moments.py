@@ -14,7 +14,7 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
     """The optimizer's own state of one parameter: ``step`` and ``MOMENTS``, zeros if new."""
     moments: dict[str, Any] = optimizer.state[parameter]
     if not moments:
-        moments["step"] = torch.zeros((), dtype=torch.float32)
+        moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         for moment in MOMENTS:
             moments[moment] = torch.zeros_like(parameter.detach())
     return moments

@@ -56,13 +56,7 @@ from hecate.train.metrics import PhaseClock
 from hecate.train.peak import measure_peak_flops
 from hecate.train.reshard import restore_placement
 from hecate.train.starts import record_start
-from hecate.train.state import (
-    model_state,
-    optimizer_state,
-    restore_rng,
-    rng_state,
-    set_optimizer_step,
-)
+from hecate.train.state import load_state, restore_rng, rng_state, updates_of
 from hecate.train.stopping import StopRequest
 
 
@@ -297,15 +291,13 @@ def _resume(
         restore_placement(
             meta.get("experts", {}), trainer.experts, trainer.optimizer, ctx, same_world=same_world
         )
-    state = model_state(trainer) | optimizer_state(trainer)
     random = rng_state(ctx.rank) if same_world else {}
-    store.load(path, state | random)
+    load_state(store, path, trainer, random, updates=updates_of(meta))
+    trainer.step.guard.restore(meta.get("guard", {}))
     if same_world:
         restore_rng({rng_key(ctx.rank): random[rng_key(ctx.rank)]}, ctx.rank)
     else:
         _seed_rng(config, meta["step"], ctx.rank)
-    set_optimizer_step(trainer.optimizer, meta["step"])
-    trainer.experts.refresh()
     return int(meta["step"])
 
 

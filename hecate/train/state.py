@@ -6,22 +6,55 @@ expert id): nothing is named by a rank, so another world size finds what it need
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from hecate.checkpoint.names import dense_key, expert_key, optimizer_key, rng_key
+from hecate.checkpoint.store import CheckpointStore
 from hecate.fssdp.shards import ExpertShard
 from hecate.train.build import Trainer
 from hecate.train.dense import saved_buffers
 from hecate.train.moments import MOMENTS, moments_of
 
 
+def save_state(trainer: Trainer, rank: int) -> dict[str, torch.Tensor]:
+    """All that this rank has to save; collective."""
+    own = model_state(trainer) | optimizer_state(trainer) | rng_state(rank)
+    return own | trainer.backend.saved(moments=False) | trainer.backend.saved(moments=True)
+
+
+def load_state(
+    store: CheckpointStore,
+    path: Path,
+    trainer: Trainer,
+    random: dict[str, torch.Tensor],
+    *,
+    updates: int,
+) -> None:
+    """Fill the trainer, and ``random``, from the checkpoint at ``path``, of ``updates`` steps."""
+    backend = trainer.backend
+    theirs = backend.unfilled(moments=False) | backend.unfilled(moments=True)
+    store.load(path, model_state(trainer) | optimizer_state(trainer) | theirs | random)
+    set_optimizer_step(trainer.optimizer, updates)
+    trainer.step.updates = updates
+    backend.restore(theirs, step=updates)
+    trainer.experts.refresh()
+
+
+def updates_of(meta: Mapping[str, Any]) -> int:
+    """How many steps a checkpoint's moments have seen: all, where it does not say."""
+    return int(meta.get("updates", meta["step"]))
+
+
 def model_state(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Weights and buffers under their checkpoint keys; views of the trainer's own tensors.
 
     Where adapters train beside a frozen model, adapters alone: the rest is in ``model.path``.
+    What a backend steps by itself is in its own ``saved``.
     """
     adapted = any(shard.frozen is not None for shard in trainer.experts.shards)
     state = {

@@ -6,21 +6,26 @@ world size nor the way a batch is cut changes it. Gradients are sums over ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from hecate.data import MicroBatch
 from hecate.errors import HecateError
 from hecate.fssdp import ShardedExperts, StepMetrics
-from hecate.fssdp.norm import clip_gradients
+from hecate.fssdp.norm import clip_factor, clip_gradients
 from hecate.mesh import ParallelContext, naming, sum_over
-from hecate.models.loss import IGNORED, CausalLoss
+from hecate.models.loss import IGNORED
 from hecate.planner.replay import Routed
-from hecate.train.dense import sync_gradients
+from hecate.train.dense import DenseBackend
 from hecate.train.optim import ScheduleConfig, learning_rate_factor, set_learning_rate
+from hecate.train.spikes import SpikeGuard, Verdict
+
+_TAKEN = Verdict()
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class StepResult:
     that moved.
     ``routed``: ``[micro-batch][layer]``, slots of each source rank and expert, ``[W, E]``.
     ``stop``: some rank was asked to end the run.
+    ``verdict``: whether it was taken; if not, no weight, moment or router bias changed.
     """
 
     step: int
@@ -46,6 +52,7 @@ class StepResult:
     experts: StepMetrics
     routed: Routed
     stop: bool
+    verdict: Verdict = _TAKEN
 
 
 def _go_on() -> bool:
@@ -57,7 +64,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        root: CausalLoss,
+        dense: DenseBackend,
         experts: ShardedExperts,
         optimizer: torch.optim.Optimizer,
         ctx: ParallelContext,
@@ -66,9 +73,10 @@ class TrainingStep:
         base_learning_rate: float,
         steps: int,
         clip_norm: float,
+        guard: SpikeGuard,
         phase: Callable[[str], AbstractContextManager[object]],
     ) -> None:
-        self.root, self.experts, self.optimizer, self.ctx = root, experts, optimizer, ctx
+        self.dense, self.experts, self.optimizer, self.ctx = dense, experts, optimizer, ctx
         self._schedule = schedule
         self._base_learning_rate, self._steps, self._clip_norm = (
             base_learning_rate,
@@ -76,6 +84,9 @@ class TrainingStep:
             clip_norm,
         )
         self._phase = phase
+        self.guard = guard
+        self.updates = 0
+        """Steps that the optimizer's moments have seen."""
 
     def run(
         self,
@@ -88,7 +99,7 @@ class TrainingStep:
 
         ``stop``: whether this rank was asked to end the run; all ranks hear of it.
 
-        Raises ``HecateError`` when the loss is not finite, before any weight changes.
+        Raises ``HecateError`` when the guard ends the run, before any weight changes.
         """
         ctx, log = self.ctx, self.experts.log
         sizes = torch.tensor(
@@ -103,37 +114,27 @@ class TrainingStep:
         self.experts.begin_step(step, len(micro_batches))
         sums = torch.zeros(2, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
-            sync_gradients(self.root, number == len(micro_batches) - 1)
-            with self._phase("forward"), naming("a collective of the forward pass", ctx.rank):
-                cross_entropy = self.root(
-                    batch.input_ids_BS.to(ctx.device),
-                    batch.labels_BS.to(ctx.device),
-                    batch.position_ids_BS.to(ctx.device),
-                    batch.document_lengths,
-                )
-                auxiliary = self.experts.auxiliary_loss() / len(micro_batches)
-                loss = cross_entropy / max(1, labels) + auxiliary
-            with self._phase("backward"), naming("a collective of the backward pass", ctx.rank):
-                loss.backward()
-            sums += torch.stack([cross_entropy.detach(), auxiliary.detach()]).cpu()
+            last = number == len(micro_batches) - 1
+            with self.dense.micro_batch(last=last):
+                sums += self._micro_batch(batch, len(micro_batches), labels)
         self.experts.finish_backward()
         with self._phase("optimizer"), naming("the sum of losses and gradient norms", ctx.rank):
             parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+            square_sum = self.experts.grad_square_sum(parameters) + self.dense.square_sum()
             asked = sums.new_tensor([float(stop())])
-            totals = torch.cat([sums, self.experts.grad_square_sum(parameters)[None], asked])
-            sum_over(ctx.groups.control, totals)
-            sum_loss, auxiliary_loss, square_sum, askers = totals.tolist()
-            norm = square_sum**0.5
-            self._require_finite(step, sum_loss, norm)
-            if self._clip_norm:
-                clip_gradients(parameters, norm, self._clip_norm)
+            totals = sum_over(ctx.groups.control, torch.cat([sums, square_sum[None], asked]))
+            sum_loss, auxiliary_loss, square_sum_all, askers = totals.tolist()
+            norm = square_sum_all**0.5
+            verdict = self._judge(step, sum_loss / max(1, labels), norm)
             rate = self._base_learning_rate * learning_rate_factor(
                 self._schedule, step, self._steps
             )
-            set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.experts.end_step(self.optimizer)
+            if verdict.take:
+                self._update(parameters, norm, rate)
+            else:
+                self.optimizer.zero_grad()
+                self.dense.discard()
+            self.experts.end_step(self.optimizer, taken=verdict.take)
         assert self.experts.metrics is not None
         return StepResult(
             step=step,
@@ -147,15 +148,50 @@ class TrainingStep:
             experts=self.experts.metrics,
             routed=log.routed,
             stop=askers > 0,
+            verdict=verdict,
         )
 
-    def _require_finite(self, step: int, loss: float, norm: float) -> None:
-        if loss == loss and norm == norm and abs(loss) != float("inf") and norm != float("inf"):
-            return
+    def _micro_batch(self, batch: MicroBatch, micro_batches: int, labels: int) -> torch.Tensor:
+        """Forward and backward; this rank's summed cross-entropy and auxiliary loss, fp64, CPU."""
+        ctx = self.ctx
+        with self._phase("forward"), naming("a collective of the forward pass", ctx.rank):
+            cross_entropy = self.dense.forward(
+                batch.input_ids_BS.to(ctx.device),
+                batch.labels_BS.to(ctx.device),
+                batch.position_ids_BS.to(ctx.device),
+                batch.document_lengths,
+            )
+            auxiliary = self.experts.auxiliary_loss() / micro_batches
+            loss = cross_entropy / max(1, labels) + auxiliary
+        with self._phase("backward"), naming("a collective of the backward pass", ctx.rank):
+            self.dense.backward(loss)
+        return torch.stack([cross_entropy.detach(), auxiliary.detach()]).cpu()
+
+    def _update(self, parameters: list[nn.Parameter], norm: float, rate: float) -> None:
+        """Clip by the norm of all gradients, and step what the optimizer and the backend hold."""
+        factor = clip_factor(norm, self._clip_norm) if self._clip_norm else 1.0
+        clip_gradients(parameters, norm, self._clip_norm or float("inf"))
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.dense.update(factor=factor, learning_rate=rate)
+        self.updates += 1
+
+    def _judge(self, step: int, loss: float, norm: float) -> Verdict:
+        verdict = self.guard.judge(loss=loss, norm=norm)
+        if not verdict.stop:
+            return verdict
+        if math.isfinite(loss) and math.isfinite(norm):
+            raise HecateError(
+                f"step {step}: spikes go on after every rewind; no weight was changed",
+                got=verdict.reason,
+                expected="a run that gets past them",
+                fix="lower optimizer.learning_rate, or raise guard.deviations or guard.rewinds",
+            )
         raise HecateError(
             f"step {step}: the loss or the gradient is not finite; no weight was changed",
-            got=f"summed loss {loss}, gradient norm {norm}",
+            got=f"mean loss {loss}, gradient norm {norm}",
             expected="finite numbers",
-            fix="lower optimizer.learning_rate, lengthen schedule.warmup_steps, or resume from "
-            "the newest checkpoint with --resume auto",
+            fix="lower optimizer.learning_rate, lengthen schedule.warmup_steps, set guard.action "
+            "to skip, or resume from the newest checkpoint with --resume auto",
         )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
+from hecate.errors import ModelError
 from hecate.fssdp.config import ExpertsConfig
 from hecate.models.build import hf_config, meta_model
 from hecate.models.families import MoELayer, find_moe_layers
@@ -51,8 +52,9 @@ def estimate(
 
     ``process_bytes``: what it holds before the model. On CUDA the figure is the device's, where a
     process and the copies of a checkpoint do not count. Raises ``ConfigError`` and ``ModelError``
-    as building the model does.
+    as building the model does, and ``ModelError`` for what is not accounted for.
     """
+    _require_accounted(config)
     model = meta_model(
         hf_config(config.model, vocab_size=vocab_size), attention=_attention(config, device_type)
     )
@@ -105,6 +107,21 @@ def estimate(
         checkpoint_copy=config.checkpoint.asynchronous and not on_cuda,
         allocator_share=0.0 if on_cuda else HEAP_SHARE,
     )
+
+
+def _require_accounted(config: RunConfig) -> None:
+    others = []
+    if config.lora.active:
+        others.append("lora.rank, which trains adapters alone")
+    if config.dense.backend != "fsdp2":
+        others.append(f"dense.backend {config.dense.backend}, which shards in its own way")
+    if others:
+        raise ModelError(
+            "the memory of this run is not accounted for",
+            got=" and ".join(others),
+            expected="every weight trained, and dense.backend fsdp2",
+            fix="train a few steps: hecate train says at its end what its ranks took",
+        )
 
 
 def busiest_over_mean(config: ExpertsConfig, world_size: int) -> float:

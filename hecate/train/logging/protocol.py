@@ -40,6 +40,8 @@ class Sink(Protocol):
         load/{experts,ranks}_max_over_mean  load/dead_experts   [layers]
         load/computed_max_over_mean                          [layers], as ranks computed
         load/{idle_copies,missed_experts,straggler_wait_s}   [layers], since the last ``log``
+        router/{entropy,dead_experts}                        [layers], likewise
+        skipped_steps                                        by the guard, since the run began
         load/moved_experts  {gather,reduce}/bytes            all ranks, since the last ``log``
         gather/{exposed,hidden}_s                            [layers], mean of ranks, likewise
         eval/{loss,perplexity,bits_per_byte}                 after an evaluation
