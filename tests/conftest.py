@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -20,6 +21,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 torch.set_num_threads(1)
+
+# The same examples in every run, and none fails for taking long on a busy machine.
+hypothesis.settings.register_profile("hecate")
+hypothesis.settings.load_profile("hecate")
 
 
 def without_namespaces() -> str:

@@ -265,7 +265,7 @@ SIZES = st.dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=SIZES, name=st.text(st.characters(codec="utf-8")), rate=st.floats(allow_nan=False))
 def test_dumps_read_back_to_an_equal_value(
     tmp_path_factory: pytest.TempPathFactory, sizes: dict[str, JsonValue], name: str, rate: float

@@ -71,7 +71,7 @@ def test_counts_by_hand():
     assert counts_of(np.array([1.0, 0.0]), 3, 2).tolist() == [3, 3]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(st.data())
 def test_choices_have_their_counts(data):
     num_experts = data.draw(st.integers(2, 8))

@@ -21,7 +21,7 @@ from collectives.placement import Placement
 from collectives.schedule import Change, gather_schedule, reduce_schedule
 from collectives.topology import Topology
 
-examples = settings(max_examples=60, deadline=None, derandomize=True)
+examples = settings(max_examples=60)
 
 # Of two chunks of 40 bytes, the first goes from rank 0 to all; the second stays on rank 2.
 BEFORE = Placement.from_owners([0, 2], 4)

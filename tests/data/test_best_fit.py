@@ -1,7 +1,7 @@
 """Best fit: by hand, and against a reference that looks at every row."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hecate.data.best_fit import best_fit
@@ -28,7 +28,6 @@ def row_by_row(lengths, room):
 
 
 @given(st.lists(st.integers(1, 20), max_size=40), st.integers(20, 30))
-@settings(deadline=None)
 def test_rows_are_filled_as_the_reference_fills_them(lengths, room):
     lengths = sorted(lengths, reverse=True)
     rows = best_fit(np.array(lengths, dtype=np.int64), room)

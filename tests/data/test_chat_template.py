@@ -70,7 +70,7 @@ chats = st.lists(st.tuples(texts, texts), min_size=1, max_size=3).map(
 
 
 @given(st.lists(chats, min_size=1, max_size=3), st.sampled_from([CHATML, MARKED]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_batch_is_what_transformers_makes_of_each_conversation(batch, template):
     tokenizer = byte_tokenizer(template)
     encoded = ChatTemplate(tokenizer).encode([record(turns) for turns in batch])

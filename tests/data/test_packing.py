@@ -150,7 +150,7 @@ def packings(draw):
 
 
 @given(packings())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_equals_the_reference_token_by_token(case):
     lengths, order, sequence_tokens, extra = case
     starts = np.cumsum([0, *lengths])
@@ -167,7 +167,7 @@ def test_equals_the_reference_token_by_token(case):
 
 
 @given(packings())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_token_is_input_once_and_all_but_first_ones_are_predicted_once(case):
     lengths, order, sequence_tokens, _ = case
     starts = np.cumsum([0, *lengths])
@@ -183,7 +183,7 @@ def test_every_token_is_input_once_and_all_but_first_ones_are_predicted_once(cas
 
 
 @given(packings())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_every_whole_document_stands_in_one_row_and_is_predicted_but_for_its_first_token(case):
     lengths, order, more, _ = case
     sequence_tokens = max(lengths) + more - 1

@@ -6,7 +6,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hecate.data.conversations import ChatForm
@@ -46,7 +46,6 @@ def test_a_long_file_is_cut_at_line_ends_and_comes_back_whole(tmp_path, line):
 
 
 @given(st.text(), st.integers(1, 20))
-@settings(deadline=None)
 def test_a_record_comes_back_whole_from_its_pieces(text, longest):
     pieces = list(pieces_of(Record(text, "here", 7), longest))
     assert "".join(piece.text for piece in pieces) == text

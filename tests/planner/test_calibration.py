@@ -42,7 +42,7 @@ def test_two_copies_may_pay_where_one_does_not():
     assert copied.holders == ((0, 1, 2),)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=3), min_size=2, max_size=2),
     owners=st.lists(st.integers(0, 1), min_size=3, max_size=3),

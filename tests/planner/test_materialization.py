@@ -31,7 +31,7 @@ def problem(seed: int, most_ranks: int = 10):  # type: ignore[no-untyped-def]
     return rng, loads, owners, tuple(node_of_rank.tolist())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.integers(0, 1 << 30))
 def test_it_is_algorithm_1(seed: int) -> None:
     rng, loads, owners, nodes = problem(seed)
@@ -114,7 +114,7 @@ def test_numbers_that_mean_nothing_are_refused(loads, owners, found) -> None:  #
         by_load(loads, owners, (0, 0), 1, 1)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(st.integers(0, 1 << 30))
 def test_by_time_no_layer_is_predicted_to_be_slower(seed: int) -> None:
     rng, loads, owners, nodes = problem(seed)

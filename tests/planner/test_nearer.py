@@ -70,7 +70,7 @@ def test_every_budget_holds(limit):
     assert copied == [(0, 1)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=6),
     st.integers(1, 30),

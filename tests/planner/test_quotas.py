@@ -93,7 +93,7 @@ def best_by_single_slots(counts_WE, holders, nodes):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(case=cases(most_ranks=5, most_experts=6, most_slots=50))
 def test_every_slot_goes_to_one_holder(rule, case):
     counts_WE, holders, nodes = case
@@ -105,7 +105,7 @@ def test_every_slot_goes_to_one_holder(rule, case):
         assert not result[:, expert, others].any()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(case=cases())
 def test_weighted_is_the_best_split_there_is(case):
     counts_WE, holders, nodes = case
@@ -115,7 +115,7 @@ def test_weighted_is_the_best_split_there_is(case):
     assert found == best_by_single_slots(counts_WE, holders, nodes)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     counts_WE=st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=2, max_size=2),
     holders=st.tuples(*[st.sampled_from([(0,), (1,), (0, 1)])] * 3),
@@ -141,7 +141,7 @@ def test_two_ranks_against_all_splits(counts_WE, holders):
     assert (int(result.sum((0, 1)).max()), off_rank_and_across(result, [0, 0])[0]) == best
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(case=cases(most_ranks=5, most_experts=5, most_slots=9))
 def test_even_deals_to_the_nearest_holders_alike(case):
     counts_WE, holders, nodes = case

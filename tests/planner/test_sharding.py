@@ -33,7 +33,7 @@ def cases(draw):
     return loads, owners, nodes, draw(st.integers(0, experts))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(case=cases(), move_slots=st.sampled_from([0.0, 0.5, 3.0]))
 def test_memory_is_equal_and_every_expert_has_an_owner(case, move_slots):
     loads, owners, nodes, overlap = case
@@ -48,7 +48,7 @@ def test_memory_is_equal_and_every_expert_has_an_owner(case, move_slots):
     assert (again == new).all()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(case=cases(), move_slots=st.sampled_from([0.0, 0.5, 3.0]))
 def test_swaps_keep_each_rank_s_count_and_pay(case, move_slots):
     loads, owners, nodes, overlap = case
@@ -60,7 +60,7 @@ def test_swaps_keep_each_rank_s_count_and_pay(case, move_slots):
         assert net_gain_slots(loads, owners, new, overlap, ranks, move_slots) > 0
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     loads_E=st.lists(st.integers(0, 30), min_size=4, max_size=4),
     move_slots=st.sampled_from([0.0, 2.0]),

@@ -81,7 +81,7 @@ def test_nothing_is_copied_where_loads_are_even_or_memory_is_short():
     assert copied([46, 44, 5, 5], slots_per_rank=0) is OWNERS
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.data())
 def test_copies_never_make_a_step_longer(data):
     """Busiest rank's slots after balanced routing."""
@@ -93,7 +93,7 @@ def test_copies_never_make_a_step_longer(data):
     counts_E = np.array([data.draw(st.integers(0, 50)) for _ in range(num_experts)])
     counts_WE = np.zeros((world_size, num_experts), dtype=np.int64)
     counts_WE[0] = counts_E
-    copy_s, slots = data.draw(st.floats(0, 20)), data.draw(st.integers(0, 3))
+    copy_s, slots = data.draw(st.floats(1e-3, 20) | st.just(0.0)), data.draw(st.integers(0, 3))
     placement = copied(counts_E, owners, copy_s=copy_s, slots_per_rank=slots)
     assert placement.contains(owners)
     for rank in range(world_size):

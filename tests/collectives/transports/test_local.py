@@ -19,7 +19,7 @@ from collectives import (
 )
 from collectives.transports.local import LocalTransport
 
-examples = settings(max_examples=60, deadline=None, derandomize=True)
+examples = settings(max_examples=60)
 LOCAL = LocalTransport()
 FOUR_BYTES = torch.float32
 EIGHT_BYTES = torch.float64
