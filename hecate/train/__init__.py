@@ -15,6 +15,10 @@
 | loop.py | executes | steps, logging, checkpoints, evaluations |
 | state.py | executes | a trainer -> named tensors of a checkpoint |
 | run.py, evaluate.py, generate.py | executes | what the commands do |
+| inputs.py | executes | what a run trains on -> tokenizer, tokens, a rank's micro-batches |
+| resume.py | executes | begins a run, anew or from a checkpoint |
+| records.py | executes | opens what a run writes as it goes: start, figures, loads |
+| notices.py | decides | what a run says to people beside its figures |
 | expert_figures.py | decides | steps, seconds of all ranks -> what the log says of them |
 | router_health.py | decides | the routers' counts -> entropy, dead experts |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
