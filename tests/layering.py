@@ -97,6 +97,7 @@ BOUNDARIES = {
     "hecate/cli/app.py": "a command's module is loaded only when that command runs",
     "hecate/doctor/network.py": "whether Ray Train imports is what it finds out",
     "hecate/bench/peers/deepspeed_moe.py": "DeepSpeed comes with the bench extra alone",
+    "hecate/bench/peers/peft_model.py": "PEFT comes with the bench extra alone",
     "hecate/train/dense/deepspeed.py": "DeepSpeed comes with an extra alone",
 }
 # Packages that not every installation has -> the files that may import them.
@@ -105,6 +106,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
         {"hecate/bench/peers/deepspeed_moe.py", "hecate/train/dense/deepspeed.py"}
     ),
     "accelerate": frozenset(),
+    "peft": frozenset({"hecate/bench/peers/peft_model.py"}),
     "ray": frozenset(),
     "vllm": frozenset(),
 }

@@ -6,7 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from hecate.bench.conversations import TEMPLATE
 from hecate.bench.workloads import DEMO
+from hecate.data import DataConfig
+from hecate.data.config import ChatConfig
 
 TOY = replace(
     DEMO,
@@ -33,3 +36,22 @@ def text_file(folder: Path) -> Path:
     path = folder / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": line}) for line in lines if line.strip()))
     return path
+
+
+def conversations(folder: Path) -> DataConfig:
+    """Short ones, so that some rows of the toy hold several and some end in padding."""
+    path = folder / "conversations.jsonl"
+    turns = [("2 + 3?" if n % 3 else "hi", "x" * (1 + n % 5)) for n in range(60)]
+    with path.open("w", encoding="utf-8") as file:
+        for question, answer in turns:
+            messages = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return DataConfig(
+        kind="chat",
+        path=str(path),
+        cache=str(folder / "cache"),
+        chat=ChatConfig(template=TEMPLATE),
+    )

@@ -28,6 +28,8 @@
 | dense_layers.py | executes | layers without their experts, in the trainer's own step |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
 | workloads.py | executes | models and layouts to train; batches and weights on disk |
+| conversations.py | executes | the standard library -> conversations |
+| adapters.py | executes | what adapters begin with, on disk |
 | routing_traces.py | decides | loads to replay -> routings that have them |
 | crew.py | executes | the processes of one contender, from outside |
 | worker.py | executes | one of these processes, from inside |

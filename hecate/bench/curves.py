@@ -20,7 +20,7 @@ from rich.console import Console
 from hecate.bench.crew import crew_of, usable_cores
 from hecate.bench.divergence import Allowance, Comparison, Curve, rows_of, summarise
 from hecate.bench.peers import Job
-from hecate.bench.report import BenchOptions, Report
+from hecate.bench.report import BenchOptions, Report, require_known
 from hecate.bench.training import Training
 from hecate.bench.worker import do_tasks
 from hecate.bench.workloads import (
@@ -31,10 +31,8 @@ from hecate.bench.workloads import (
     write_batches,
     write_weights,
 )
-from hecate.config import nearest_name
 from hecate.data import DataConfig
 from hecate.data.progress import progress_bars
-from hecate.errors import ConfigError
 from hecate.fssdp.config import CostsConfig, ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
 from hecate.planner.policies import FssdpConfig, SwappingConfig
@@ -119,8 +117,7 @@ def setting_of(options: BenchOptions) -> Setting:
 
     Raises ``ConfigError`` for a policy that there is not.
     """
-    for name in options.only:
-        _require_known(name)
+    require_known("there is no such way to place experts", options.only, POLICIES)
     everyone = tuple(name for name in POLICIES if not options.only or name in options.only)
     if options.quick:
         few = options.only or ("fssdp", "expert_parallel", "swapping", "fsdp")
@@ -138,17 +135,6 @@ def setting_of(options: BenchOptions) -> Setting:
         Run("fp64", "float64", 0.0, 30, everyone, 1, 30),
     )
     return Setting(tuple(run for run in runs if run.policies))
-
-
-def _require_known(policy: str) -> None:
-    if policy not in POLICIES:
-        near = nearest_name(policy, POLICIES)
-        raise ConfigError(
-            "there is no such way to place experts",
-            got=policy,
-            expected=f"one of {'; '.join(POLICIES)}",
-            fix=f"did you mean {near}?" if near else "",
-        )
 
 
 def bench_curves(options: BenchOptions) -> Report:

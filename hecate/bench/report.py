@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hecate.config import Config
+from hecate.config import Config, nearest_name
+from hecate.errors import ConfigError
 from hecate.files import write_text
 
 Row = Mapping[str, JsonValue]
@@ -25,12 +26,26 @@ class BenchOptions(Config):
     """What every benchmark is told.
 
     ``quick``: fewer rounds, but every summary key and the worst-case rows. ``dtype``: what models
-    compute in. ``only``: of the curves, those of these policies; of all where there is none.
+    compute in. ``only``: of the curves, those of these policies, of training, these models; all
+    where there is none.
     """
 
     quick: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     only: tuple[str, ...] = ()
+
+
+def require_known(refusal: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise ``ConfigError``, which begins with ``refusal``, for the first name not in ``known``."""
+    for name in names:
+        if name not in known:
+            near = nearest_name(name, known)
+            raise ConfigError(
+                refusal,
+                got=name,
+                expected=f"one of {'; '.join(known)}",
+                fix=f"did you mean {near}?" if near else "",
+            )
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from pathlib import Path
 from pydantic import JsonValue
 from rich.console import Console
 
+from hecate.bench.adapters import write_adapter, write_base
 from hecate.bench.compare import Measured, row_of, summarise
-from hecate.bench.peers import CONTENDERS, OURS, Entry, Job
-from hecate.bench.report import BenchOptions, Report
+from hecate.bench.conversations import write_conversations
+from hecate.bench.peers import CONTENDERS, OURS, Adapted, Entry, Job
+from hecate.bench.report import BenchOptions, Report, require_known
 from hecate.bench.rounds import Pace, Stage
 from hecate.bench.workloads import (
     LAYOUTS,
@@ -61,7 +63,7 @@ QUICK = Pace(
     least_rounds=2,
     most_rounds=6,
     most_turn_steps=4,
-    total_s=320,
+    total_s=480,
     trial_runs=1,
 )
 WHOLE = Pace(
@@ -70,18 +72,23 @@ WHOLE = Pace(
     least_rounds=7,
     most_rounds=15,
     most_turn_steps=12,
-    total_s=1800,
+    total_s=3000,
     trial_runs=3,
 )
 
 
 def bench_train(options: BenchOptions) -> Report:
-    """Both models in both layouts. Raises ``ContenderError`` when our own trainer fails."""
+    """All models, or those of ``only``, in both layouts.
+
+    Raises ``ContenderError`` when our own trainer fails, ``ConfigError`` for an unknown model.
+    """
+    require_known("there is no such model to train", options.only, WORKLOADS)
+    workloads = [w for name, w in WORKLOADS.items() if name in (options.only or WORKLOADS)]
     console = Console(stderr=True)
     pace = QUICK if options.quick else WHOLE
     load = os.getloadavg()[0]
     stages = measure(
-        tuple(WORKLOADS.values()),
+        workloads,
         tuple(LAYOUTS.values()),
         CONTENDERS,
         pace,
@@ -117,16 +124,23 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="hecate-bench-") as temporary:
         folder = Path(temporary)
         for workload in workloads:
+            read = data
+            if workload.rows == "conversations":
+                read = write_conversations(folder, data.cache)
             with progress_bars(console) as progress:
                 batches = write_batches(
                     workload,
                     steps,
-                    data=data,
+                    data=read,
                     seed=SEED,
                     folder=folder,
                     progress=progress,
                 )
             weights = write_weights(workload, seed=SEED, folder=folder)
+            adapted = None
+            if workload.lora.active:
+                base = write_base(workload, weights, folder)
+                adapted = Adapted(base, write_adapter(workload, base, seed=SEED, folder=folder))
             for layout in layouts:
                 job = Job(
                     workload=workload,
@@ -137,6 +151,7 @@ def measure(
                     batches=batches,
                     weights=weights,
                     optimizer=OPTIMIZER,
+                    adapted=adapted,
                     trial_runs=pace.trial_runs,
                     keep_freed_memory=keep_freed_memory,
                 )
@@ -175,6 +190,8 @@ def report_of(
                 "sizes": dict(workload.sizes),
                 "sequence_tokens": workload.sequence_tokens,
                 "batch_sequences": workload.batch_sequences,
+                "rows": workload.rows,
+                "lora": workload.lora.model_dump(mode="json"),
             }
             for workload in WORKLOADS.values()
         },

@@ -7,8 +7,9 @@ rows in the same order and begin at the same point.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import JsonValue
@@ -26,11 +27,16 @@ from hecate.data.packing import IGNORED, share_of
 from hecate.data.progress import Progress
 from hecate.models.build import ModelConfig, hf_config, initial_dense, initial_expert, meta_model
 from hecate.models.families import find_moe_layers
+from hecate.models.lora import LoraConfig
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model from scratch and how much of the text one step takes, over all ranks."""
+    """A model from scratch and how much one step takes, over all ranks.
+
+    ``rows``: of text, or of whole conversations of which the answers are learnt. ``lora``: adapters
+    that alone train, where it is active.
+    """
 
     name: str
     family: str
@@ -38,6 +44,8 @@ class Workload:
     vocab_size: int
     sequence_tokens: int
     batch_sequences: int
+    rows: Literal["text", "conversations"] = "text"
+    lora: LoraConfig = LoraConfig()
 
     @property
     def model(self) -> ModelConfig:
@@ -109,7 +117,9 @@ QWEN3_MOE_108M = Workload(
     sequence_tokens=512,
     batch_sequences=4,
 )
-WORKLOADS = {workload.name: workload for workload in (DEMO, QWEN3_MOE_108M)}
+SFT = replace(DEMO, name="sft", rows="conversations", sequence_tokens=512, batch_sequences=8)
+LORA = replace(SFT, name="lora", lora=LoraConfig(rank=16, alpha=32))
+WORKLOADS = {workload.name: workload for workload in (DEMO, QWEN3_MOE_108M, SFT, LORA)}
 
 ONE_PROCESS = Layout("1p", world_size=1, threads=2)
 TWO_RANKS = Layout("2p", world_size=2, threads=1)
@@ -125,9 +135,9 @@ def write_batches(
     folder: Path,
     progress: Progress,
 ) -> Path:
-    """The rows of ``steps`` steps of packed text, as the trainer's own stream deals them.
+    """The rows of ``steps`` steps, packed, as the trainer's own stream deals them.
 
-    ``data`` says which text; sequences and vocabulary are the workload's.
+    ``data`` says which text or conversations; sequences and vocabulary are the workload's.
     """
     config = data.model_copy(
         update={
@@ -148,6 +158,7 @@ def write_batches(
         seed=seed,
         rank=0,
         world_size=1,
+        too_long=config.too_long,
     )
     taken = [stream.next_step()[0] for _ in range(steps)]
     path = folder / f"{workload.name}-batches.safetensors"

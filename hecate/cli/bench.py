@@ -20,7 +20,8 @@ from hecate.bench import (
 from hecate.config import nearest_name
 from hecate.errors import ConfigError
 
-ALL, CURVES = "all", "curves"
+ALL = "all"
+CHOOSING = ("curves", "train")  # among policies, among models
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -37,7 +38,10 @@ def command(
     ] = "float32",
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="POLICY", help="Of the curves, this policy's; may be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Of the curves, this policy's; of train, this model; may be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Run the benchmark, print its table and its summary; of ``all``, the JSON file is a list."""
@@ -49,12 +53,12 @@ def command(
             expected=f"one of {', '.join((*BENCHES, ALL))}",
             fix=f"did you mean {near}?" if near else "",
         )
-    if only and name != CURVES:
+    if only and name not in CHOOSING:
         raise ConfigError(
-            f"hecate bench {name} has no policies to choose from",
+            f"hecate bench {name} has nothing to choose from",
             got=f"--only {only[0]}",
             expected="no --only",
-            fix=f"leave out --only, which is an option of hecate bench {CURVES}",
+            fix=f"leave out --only, which is an option of hecate bench {' and '.join(CHOOSING)}",
         )
     options = BenchOptions(quick=quick, dtype=dtype, only=tuple(only or ()))
     documents = []

@@ -9,15 +9,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from toy_workload import TOY, text_file
+from toy_workload import TOY, conversations, text_file
 
+from hecate.bench.adapters import write_adapter, write_base
 from hecate.bench.crew import Crew, crew_of
-from hecate.bench.peers import CONTENDERS, OURS, Contender, Implementations, Job
+from hecate.bench.peers import CONTENDERS, OURS, Adapted, Contender, Implementations, Job
 from hecate.bench.peers.hecate_trainer import run_config
 from hecate.bench.worker import take_turns
 from hecate.bench.workloads import TWO_RANKS, Layout, write_batches, write_weights
 from hecate.data import DataConfig
 from hecate.data.progress import quiet
+from hecate.models.lora import LoraConfig
+from hecate.train.optim import OptimizerConfig
 
 STEPS = 4
 ONE_THREAD = Layout("1p", world_size=1, threads=1)
@@ -50,6 +53,35 @@ def losses_of(name: str, job: Job, folder: Path) -> tuple[float, ...]:
     with crew_that(name, entry.train, job, folder) as crew:
         crew.wait_ready()
         return (*crew.turn(1).losses, *crew.turn(STEPS - 2).losses)
+
+
+@pytest.fixture(scope="module")
+def adapting(tmp_path_factory: pytest.TempPathFactory, job: Job) -> Job:
+    """Conversations, of which adapters learn the answers."""
+    folder = tmp_path_factory.mktemp("adapting")
+    workload = replace(TOY, name="toy-lora", rows="conversations", lora=LoraConfig(rank=3, alpha=6))
+    data = conversations(folder)
+    weights = write_weights(workload, seed=1, folder=folder)
+    base = write_base(workload, weights, folder)
+    return replace(
+        job,
+        workload=workload,
+        batches=write_batches(workload, STEPS, data=data, seed=1, folder=folder, progress=quiet),
+        weights=weights,
+        adapted=Adapted(base, write_adapter(workload, base, seed=1, folder=folder)),
+        optimizer=OptimizerConfig(learning_rate=0.02),
+    )
+
+
+@pytest.mark.parametrize("peer", [name for name in CONTENDERS if name != OURS])
+def test_a_peer_with_adapters_has_our_losses(peer: str, adapting: Job, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    if missing := CONTENDERS[peer].missing():
+        pytest.skip(missing)
+    job = replace(adapting, layout=TWO_RANKS)
+    theirs = losses_of(peer, job, tmp_path)
+    assert theirs[0] > theirs[-1] + 1e-3
+    assert theirs == pytest.approx(losses_of(OURS, job, tmp_path), rel=1e-5)
 
 
 def test_our_run_has_no_losses_that_peers_lack(job: Job) -> None:

@@ -12,7 +12,8 @@ from hecate.cli.app import main
     [
         (["curvs"], "did you mean curves?"),
         (["curves", "--only", "shadowin"], "did you mean shadowing?"),
-        (["train", "--only", "fssdp"], "leave out --only"),
+        (["planner", "--only", "fssdp"], "leave out --only"),
+        (["train", "--only", "sfd"], "did you mean sft?"),
         (["all", "--only", "fssdp"], "leave out --only"),
     ],
 )

@@ -8,13 +8,14 @@
 | hf_trainer.py | executes | transformers.Trainer |
 | deepspeed_moe.py | executes | DeepSpeed's engine and MoE layer; the one file that imports it |
 | fsdp2.py | executes | FSDP2 over the whole transformers model |
+| peft_model.py | executes | adapters on the peers' model; the one file that imports peft |
 | transformers_model.py | executes | the peers' model, and its fastest implementations here |
 | entries.py | | the description of a contender |
 """
 
 from hecate.bench.peers import deepspeed_moe, hecate_trainer, hf_trainer, plain
 from hecate.bench.peers.entries import Entry
-from hecate.bench.peers.protocol import Contender, Implementations, Job
+from hecate.bench.peers.protocol import Adapted, Contender, Implementations, Job
 
 OURS = "hecate"
 CONTENDERS: dict[str, Entry] = {
@@ -24,4 +25,4 @@ CONTENDERS: dict[str, Entry] = {
     "deepspeed_moe": Entry("DeepSpeed MoE", deepspeed_moe.train, requires=("deepspeed",)),
 }
 
-__all__ = ["CONTENDERS", "OURS", "Contender", "Entry", "Implementations", "Job"]
+__all__ = ["CONTENDERS", "OURS", "Adapted", "Contender", "Entry", "Implementations", "Job"]

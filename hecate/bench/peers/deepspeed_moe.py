@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hecate.bench.peers.peft_model import with_deepspeed_adapter
 from hecate.bench.peers.protocol import Implementations, Job
 from hecate.bench.peers.transformers_model import (
-    build_model,
     decay_groups,
     fused_adamw,
     mean_loss,
+    plain_model,
 )
 from hecate.bench.turns import Turns
 from hecate.bench.workloads import Rows, read_batches
@@ -58,12 +59,14 @@ def build_engine(job: Job, ctx: ParallelContext, override: Override | None = Non
     # What DeepSpeed's launcher would say; the group that is there needs no address.
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK=str(ctx.local_rank), RANK=str(ctx.rank))
     os.environ.update(WORLD_SIZE=str(ctx.world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    model = build_model(job, _implementations(job))
+    model = plain_model(job, _implementations(job))
     for index, layer in enumerate(model.model.layers):
         layer.mlp = _DeepSpeedBlock(layer.mlp, ctx)
         if override is not None:
             moe_layer = layer.mlp.moe.deepspeed_moe
             moe_layer.gate = _ReplayedGate(moe_layer.gate, index, override)
+    if job.adapted is not None:
+        model = with_deepspeed_adapter(model, job, ctx)
     config = {
         "train_micro_batch_size_per_gpu": job.workload.batch_sequences // ctx.world_size,
         "gradient_accumulation_steps": 1,

@@ -13,6 +13,7 @@ from hecate.config import Config
 from hecate.data import MicroBatch
 from hecate.data.config import DataConfig
 from hecate.mesh import ParallelContext
+from hecate.models.build import ModelConfig
 from hecate.train.build import build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.host_memory import keep_freed_memory
@@ -38,9 +39,13 @@ def train(job: Job, ctx: ParallelContext, turns: Turns) -> None:
 
 def run_config(job: Job) -> RunConfig:
     """The run that equals what the peers do."""
+    model = job.workload.model
+    if job.adapted is not None:
+        model = ModelConfig(path=str(job.adapted.base))
     sections: dict[str, Config] = {
         "data": DataConfig(sequence_tokens=job.workload.sequence_tokens),
-        "model": job.workload.model,
+        "model": model,
+        "lora": job.workload.lora,
         "optimizer": job.optimizer,
     }
     return RunConfig.model_validate(

@@ -28,7 +28,7 @@ def train(job: Job, ctx: ParallelContext, turns: Turns) -> None:
     else:
         implementations = job.implementations
         model = build_model(job, implementations)
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = fused_adamw(decay_groups(model, job.optimizer.weight_decay), job.optimizer)
     trained: Any = model
     if ctx.world_size > 1:

@@ -21,10 +21,19 @@ class Implementations:
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """Where fine-tuning with adapters begins: the frozen model's folder, and one for PEFT."""
+
+    base: Path
+    adapter: Path
+
+
+@dataclass(frozen=True)
 class Job:
     """The same training for every contender: AdamW at a constant rate, clipping, no extra losses.
 
-    ``batches`` and ``weights`` are files of ``hecate.bench.workloads``. ``implementations`` were
+    ``batches`` and ``weights`` are files of ``hecate.bench.workloads``; ``adapted`` says where the
+    workload's adapters begin, if it has any. ``implementations`` were
     measured to be the fastest here; ``None`` asks the contender to measure, with ``trial_runs``
     timed runs of each. ``keep_freed_memory``: let peers have the trainer's malloc settings too.
     """
@@ -38,6 +47,7 @@ class Job:
     weights: Path
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     clip_norm: float = 1.0
+    adapted: Adapted | None = None
     implementations: Implementations | None = None
     trial_runs: int = 2
     keep_freed_memory: bool = False

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from hecate.bench.peers.peft_model import with_adapter
 from hecate.bench.peers.protocol import Implementations, Job
 from hecate.bench.workloads import Rows, Workload, read_batches
 from hecate.mesh import ParallelContext
@@ -29,7 +30,16 @@ _Choice = TypeVar("_Choice")
 
 
 def build_model(job: Job, implementations: Implementations) -> Any:
-    """``AutoModelForCausalLM`` with the job's initial weights, in training mode, fp32."""
+    """``AutoModelForCausalLM`` with the job's initial weights, in training mode, fp32.
+
+    Where the job has adapters, PEFT's model around it.
+    """
+    model = plain_model(job, implementations)
+    return model if job.adapted is None else with_adapter(model, job)
+
+
+def plain_model(job: Job, implementations: Implementations) -> Any:
+    """The model itself, all of whose parameters train."""
     with torch.device("meta"):  # every value is in the file: none needs to be drawn
         model = AutoModelForCausalLM.from_config(
             hf_config(job.workload.model, vocab_size=job.workload.vocab_size),
