@@ -25,6 +25,7 @@
 | footprint/ | decides | a configuration, a world size -> the memory of its fullest rank |
 | host_memory.py | executes | keeps freed memory with the process |
 | stopping.py | executes | signals -> the step under way is the last |
+| watchdog.py | executes | a rank that makes no progress -> ends, and says where |
 | starts.py | executes | where a run was begun and taken up, on what -> a file |
 | loads.py | executes | each step's router loads -> a file, and back |
 | plans/ | decides | recorded loads, policies -> what each would have made of them |

@@ -19,6 +19,7 @@ from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
 from hecate.train.parallelism import what_instead
 from hecate.train.spikes import GuardConfig
+from hecate.train.watchdog import WatchdogConfig
 
 
 class TrainConfig(Config):
@@ -68,6 +69,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     mesh: MeshConfig = MeshConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @classmethod
     def what_instead(cls, key: tuple[str, ...]) -> str:

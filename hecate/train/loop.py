@@ -75,6 +75,7 @@ class TrainingLoop:
 
     ``loads`` is where rank 0 keeps the router loads. ``clock`` gives seconds; ``peak_flops`` is
     what all ranks together reach in a large GEMM. ``stop`` says whether this rank was asked to end.
+    ``begins`` hears of each step as it begins.
     """
 
     def __init__(
@@ -93,19 +94,21 @@ class TrainingLoop:
         clock: Callable[[], float],
         peak_flops: float,
         stop: Callable[[], bool],
+        begins: Callable[[int], object],
     ) -> None:
         self._config, self._ctx, self._trainer = config, ctx, trainer
         self._stream, self._corpus, self._store = stream, corpus, store
         self._sinks, self._phases, self._clock = sinks, phases, clock
         self._peak_flops, self._loads, self._stop = peak_flops, loads, stop
         self._small, self._freed = SmallExperts(), freed
-        self._flops = trainer.flops
+        self._flops, self._begins = trainer.flops, begins
 
     def run(self, first_step: int) -> LoopEnd:
         """Train to the last step, or to one at which some rank was asked to stop, and save that."""
         config = self._config
         interval = self._interval()
         for step in range(first_step, config.train.steps):
+            self._begins(step)
             with self._phases.phase("data"):
                 micro_batches = self._stream.next_step()
             result = self._trainer.step.run(step, micro_batches, stop=self._stop)

@@ -210,11 +210,14 @@ class PhaseClock:
     A phase opened inside another, and seconds given to ``add`` while one is open, are taken off the
     outer one: ``forward`` is the forward pass without the token exchange and the experts inside it.
     ``clock`` returns seconds. On a device that runs asynchronously, host time in a phase is the
-    time until its work was launched, unless ``clock`` waits for the device.
+    time until its work was launched, unless ``clock`` waits for the device. ``entered`` hears the
+    name of each phase as it begins.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float], entered: Callable[[str], object] = lambda name: None
+    ) -> None:
+        self._clock, self._entered = clock, entered
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._inside: list[float] = []  # seconds given to inner phases, for each open phase
 
@@ -222,6 +225,7 @@ class PhaseClock:
     def phase(self, name: str) -> Iterator[None]:
         """Charge the time inside to ``name``."""
         self._known(name)
+        self._entered(name)
         started = self._clock()
         self._inside.append(0.0)
         try:

@@ -31,6 +31,7 @@ from hecate.train.peak import measure_peak_flops
 from hecate.train.records import open_records
 from hecate.train.resume import begin_folder, resume_from
 from hecate.train.stopping import StopRequest
+from hecate.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def train_on(
         if ctx.rank == 0:
             begin_folder(config, folder, resume)
     inputs = read_inputs(config, ctx, folder, console, say)
-    phases = PhaseClock(time.perf_counter)
+    watchdog = Watchdog(config.watchdog, ctx.rank, folder, clock=time.monotonic)
+    phases = PhaseClock(time.perf_counter, watchdog.phase)
     process_bytes = resident_bytes()
     trainer = _build(config, ctx, inputs, phases)
     stream = inputs.stream(config, ctx, say)
@@ -110,8 +112,9 @@ def train_on(
             clock=time.perf_counter,
             peak_flops=_peak_flops(config, ctx),
             stop=stop,
+            begins=watchdog.step,
         )
-        with stop.listening():
+        with stop.listening(), watchdog.watching():
             end = loop.run(first_step)
     memory.conclude(folder, say)
     stopped = end.steps < config.train.steps
