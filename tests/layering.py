@@ -85,6 +85,11 @@ PURE = frozenset(
         "hecate.train.footprint.parts",
         "hecate.train.footprint.table",
         "hecate.train.parallelism",
+        "hecate.train.profile.intervals",
+        "hecate.train.profile.overlap",
+        "hecate.train.profile.phases",
+        "hecate.train.profile.summary",
+        "hecate.train.profile.trace",
     }
 )
 IMPURE = frozenset(

@@ -13,6 +13,8 @@ from hecate.train.config import RunConfig
 from hecate.train.run import train
 from hecate.train.stopping import exit_code
 
+PROFILED = "profile.enabled=true"
+
 
 def command(
     config: Annotated[
@@ -29,13 +31,20 @@ def command(
             help="Continue from the run's newest checkpoint, from PATH, or start anew.",
         ),
     ] = "none",
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Record a few steps (profile.first_step, profile.steps): traces and a summary.",
+        ),
+    ] = False,
     print_config: Annotated[
         bool,
         typer.Option("--print-config", help="Print every value and its origin, and end."),
     ] = False,
 ) -> None:
     """Train, unless only the configuration is asked for."""
-    loaded = load_config(RunConfig, config, set_ or ())
+    loaded = load_config(RunConfig, config, [*(set_ or ()), *([PROFILED] if profile else [])])
     if print_config:
         print(describe(loaded))
         return

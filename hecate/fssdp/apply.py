@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def shard_experts(
     phase: PhaseTimer = untimed,
     override: Override | None = None,
     gathers_by: Callable[[Transport], Transport] | None = None,
+    reductions_by: Callable[[Transport], Transport] | None = None,
 ) -> ShardedExperts:
     """Spread the experts of ``model`` over all ranks, in place; collective, called once.
 
@@ -81,8 +82,8 @@ def shard_experts(
     ``compute_dtype``, and ``chunks`` are their adapters, zero until written.
 
     ``costs_folder`` remembers what the planner measures here. ``override`` stands in for the
-    routers' choices, and what ``gathers_by`` makes of a transport for that transport in gathers:
-    benchmarks set them.
+    routers' choices, and what ``gathers_by`` makes of a transport for that transport in gathers,
+    as ``reductions_by`` does in reductions: benchmarks and profiles set them.
 
     Raises ``ModelError`` for a model without experts that can be sharded, ``UsageError`` for one
     that is sharded already, and ``ConfigError`` for an unknown policy or a router setting that the
@@ -143,7 +144,14 @@ def shard_experts(
         loads=LoadWindow(len(layers), num_experts),
         plans=PlanAhead(policy),
         materializer=_materializer(
-            shards, placements, ctx, config.transport, folder, phase, gathers_by, bool(blocks)
+            shards,
+            placements,
+            ctx,
+            config.transport,
+            folder,
+            phase,
+            (gathers_by, reductions_by),
+            bool(blocks),
         ),
         rematerialize=False if lora.active else config.rematerialize,
         copies_bytes=int(config.copies_mib * 2**20),
@@ -193,12 +201,14 @@ def _materializer(
     transport: str,
     folder: Path,
     phase: PhaseTimer,
-    gathers_by: Callable[[Transport], Transport] | None,
+    wraps: Sequence[Callable[[Transport], Transport] | None],
     blocks_start: bool,
 ) -> Materializer:
     gathers, reductions, topology = open_channels(ctx, transport, folder)
-    if gathers_by is not None:
-        gathers = carried_by(gathers, gathers_by)
+    gathers, reductions = (
+        channel if wrap is None else carried_by(channel, wrap)
+        for channel, wrap in zip((gathers, reductions), wraps, strict=True)
+    )
     return Materializer(
         shards,
         owners,

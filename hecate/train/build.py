@@ -76,6 +76,7 @@ def build_trainer(
     policy: Policy | None = None,
     override: Override | None = None,
     gathers_by: Callable[[Transport], Transport] | None = None,
+    reductions_by: Callable[[Transport], Transport] | None = None,
 ) -> Trainer:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
@@ -83,8 +84,9 @@ def build_trainer(
     buffers are set, for a checkpoint to bring the rest. ``architecture``, which a checkpoint
     records, stands in for what ``model.path`` or ``model.family`` says. ``policy``, ``override``
     and ``gathers_by`` stand in for what ``experts`` says, for the routers' choices and for the
-    transports of gathers: benchmarks set them. Raises
-    ``ModelError`` or ``ConfigError`` for a model that cannot be trained as configured.
+    transports of gathers, as ``reductions_by`` does for those of reductions: benchmarks and
+    profiles set them. Raises ``ModelError`` or ``ConfigError`` for a model that cannot be trained
+    as configured.
     """
     model = meta_model(
         architecture or hf_config(config.model, vocab_size=vocab_size),
@@ -114,6 +116,7 @@ def build_trainer(
         phase=phase,
         override=override,
         gathers_by=gathers_by,
+        reductions_by=reductions_by,
     )
     if config.lora.active:
         adapt_linears(model, config.lora)

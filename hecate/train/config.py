@@ -18,6 +18,7 @@ from hecate.train.dense.config import DenseConfig
 from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
 from hecate.train.parallelism import what_instead
+from hecate.train.profile.config import ProfileConfig
 from hecate.train.spikes import GuardConfig
 from hecate.train.watchdog import WatchdogConfig
 
@@ -68,12 +69,23 @@ class RunConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    profile: ProfileConfig = ProfileConfig()
     mesh: MeshConfig = MeshConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
 
     @classmethod
     def what_instead(cls, key: tuple[str, ...]) -> str:
         return what_instead(key)
+
+    @model_validator(mode="after")
+    def _steps_to_record(self) -> RunConfig:
+        last = self.profile.window(0)[-1] + 1
+        if self.profile.enabled and last > self.train.steps:
+            raise ValueError(
+                f"profile records steps to {last}, and the run ends after train.steps = "
+                f"{self.train.steps}; lower profile.first_step or profile.steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_adapt(self) -> RunConfig:

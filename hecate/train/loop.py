@@ -39,6 +39,7 @@ from hecate.train.metrics import (
     mfu,
     perplexity,
 )
+from hecate.train.profile import Recorder
 from hecate.train.reshard import placement_state
 from hecate.train.router_health import RouterTally
 from hecate.train.spikes import Verdict
@@ -76,6 +77,7 @@ class TrainingLoop:
     ``loads`` is where rank 0 keeps the router loads. ``clock`` gives seconds; ``peak_flops`` is
     what all ranks together reach in a large GEMM. ``stop`` says whether this rank was asked to end.
     ``begins`` hears of each step as it begins.
+    ``recorder`` makes the profile that was asked for.
     """
 
     def __init__(
@@ -95,23 +97,26 @@ class TrainingLoop:
         peak_flops: float,
         stop: Callable[[], bool],
         begins: Callable[[int], object],
+        recorder: Recorder,
     ) -> None:
         self._config, self._ctx, self._trainer = config, ctx, trainer
         self._stream, self._corpus, self._store = stream, corpus, store
         self._sinks, self._phases, self._clock = sinks, phases, clock
         self._peak_flops, self._loads, self._stop = peak_flops, loads, stop
         self._small, self._freed = SmallExperts(), freed
-        self._flops, self._begins = trainer.flops, begins
+        self._flops, self._begins, self._recorder = trainer.flops, begins, recorder
 
     def run(self, first_step: int) -> LoopEnd:
         """Train to the last step, or to one at which some rank was asked to stop, and save that."""
         config = self._config
         interval = self._interval()
+        self._recorder.begin(self._trainer.experts, first_step)
         for step in range(first_step, config.train.steps):
             self._begins(step)
-            with self._phases.phase("data"):
-                micro_batches = self._stream.next_step()
-            result = self._trainer.step.run(step, micro_batches, stop=self._stop)
+            with self._recorder.step(step):
+                with self._recorder.phase("data"):
+                    micro_batches = self._stream.next_step()
+                result = self._trainer.step.run(step, micro_batches, stop=self._stop)
             self._freed.after_step()
             self._count(interval, result, micro_batches)
             self._heed(step, result.verdict)
@@ -125,11 +130,13 @@ class TrainingLoop:
             if done % config.checkpoint.every == 0 or last or result.stop:
                 self._save(done)
             if result.stop and not last:
+                self._recorder.finish()
                 self._store.wait()
                 return LoopEnd(done, {})
             if config.train.eval_every and done % config.train.eval_every == 0 and not last:
                 self._evaluate(done, config.train.eval_sequences)
                 interval = self._interval()
+        self._recorder.finish()
         evaluated = self._evaluate(config.train.steps, 0)
         self._store.wait()
         return LoopEnd(config.train.steps, evaluated)

@@ -28,6 +28,7 @@ from hecate.train.memory import resident_bytes
 from hecate.train.metrics import PhaseClock
 from hecate.train.notices import saying, silent, tell_result, tell_stop
 from hecate.train.peak import measure_peak_flops
+from hecate.train.profile import Recorder
 from hecate.train.records import open_records
 from hecate.train.resume import begin_folder, resume_from
 from hecate.train.stopping import StopRequest
@@ -79,7 +80,8 @@ def train_on(
     watchdog = Watchdog(config.watchdog, ctx.rank, folder, clock=time.monotonic)
     phases = PhaseClock(time.perf_counter, watchdog.phase)
     process_bytes = resident_bytes()
-    trainer = _build(config, ctx, inputs, phases)
+    recorder = Recorder(config.profile, ctx, folder, phases.phase, say)
+    trainer = _build(config, ctx, inputs, recorder)
     stream = inputs.stream(config, ctx, say)
     if config.lora.active:
         say(str(share_of(trainer.model, trainer.experts)))
@@ -113,6 +115,7 @@ def train_on(
             peak_flops=_peak_flops(config, ctx),
             stop=stop,
             begins=watchdog.step,
+            recorder=recorder,
         )
         with stop.listening(), watchdog.watching():
             end = loop.run(first_step)
@@ -127,8 +130,15 @@ def train_on(
     return TrainResult(folder, end.steps, end.held_out, stopped)
 
 
-def _build(config: RunConfig, ctx: ParallelContext, inputs: Inputs, phases: PhaseClock) -> Trainer:
-    trainer = build_trainer(config, ctx, vocab_size=inputs.vocab_size, phase=phases.phase)
+def _build(config: RunConfig, ctx: ParallelContext, inputs: Inputs, recorder: Recorder) -> Trainer:
+    trainer = build_trainer(
+        config,
+        ctx,
+        vocab_size=inputs.vocab_size,
+        phase=recorder.phase,
+        gathers_by=recorder.gathers,
+        reductions_by=recorder.reductions,
+    )
     text = trainer.model.config.get_text_config()
     if text.eos_token_id is None:  # from scratch: an export then knows where a text ends
         text.eos_token_id = inputs.tokenizer.eos_token_id
