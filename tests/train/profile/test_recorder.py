@@ -46,7 +46,7 @@ class Serialised:
         return iter(())
 
 
-def config() -> RunConfig:
+def config(folder: str) -> RunConfig:
     toy = copy.deepcopy(TOY)
     toy["model"]["sizes"] |= {
         "hidden_size": 256,
@@ -54,7 +54,7 @@ def config() -> RunConfig:
         "num_hidden_layers": LAYERS,
         "max_position_embeddings": TOKENS,
     }
-    toy["data"]["sequence_tokens"] = TOKENS
+    toy["data"] |= {"sequence_tokens": TOKENS, "cache": folder}
     toy["experts"] = {"policy": "fsdp"}  # copies every expert to every rank
     return RunConfig(**toy)
 
@@ -69,7 +69,7 @@ def record_on_rank(ctx: ParallelContext, folder: str, serialised: bool) -> list[
         return Serialised(watched) if serialised else watched
 
     trainer = build_trainer(
-        config(),
+        config(folder),
         ctx,
         vocab_size=300,
         phase=recorder.phase,
