@@ -18,10 +18,10 @@ from collectives.transports import Transport
 from hecate.errors import ConfigError, ModelError, UsageError
 from hecate.folders import cache_folder
 from hecate.fssdp.blocks import find_blocks, on_start
-from hecate.fssdp.channels import carried_by, open_channels
+from hecate.fssdp.channels import AUTO, carried_by, open_channels
 from hecate.fssdp.choice import choose_policy
 from hecate.fssdp.config import ExpertsConfig
-from hecate.fssdp.experts import ExpertMath, kernel_of
+from hecate.fssdp.experts import ExpertKernel, ExpertMath, kernel_of
 from hecate.fssdp.lifecycle import StepLifecycle
 from hecate.fssdp.materialize import Materializer
 from hecate.fssdp.parallelism import require_data_parallel
@@ -38,6 +38,7 @@ from hecate.models.routers import Router, find_routers
 from hecate.planner.load import LoadWindow
 from hecate.planner.owners import even_owners
 from hecate.planner.policies import ExpertParallel, Policy
+from hecate.planner.policies.protocol import Reckoning
 
 _DEFAULT = ExpertsConfig()
 _NO_LOSSES = RouterConfig(balance_loss=0.0)
@@ -65,6 +66,7 @@ def shard_experts(
     override: Override | None = None,
     gathers_by: Callable[[Transport], Transport] | None = None,
     reductions_by: Callable[[Transport], Transport] | None = None,
+    kernels_by: Callable[[ExpertKernel], ExpertKernel] | None = None,
 ) -> ShardedExperts:
     """Spread the experts of ``model`` over all ranks, in place; collective, called once.
 
@@ -83,7 +85,8 @@ def shard_experts(
 
     ``costs_folder`` remembers what the planner measures here. ``override`` stands in for the
     routers' choices, and what ``gathers_by`` makes of a transport for that transport in gathers,
-    as ``reductions_by`` does in reductions: benchmarks and profiles set them.
+    as ``reductions_by`` does in reductions and ``kernels_by`` with what computes the experts:
+    benchmarks, profiles and tests set them.
 
     Raises ``ModelError`` for a model without experts that can be sharded, ``UsageError`` for one
     that is sharded already, and ``ConfigError`` for an unknown policy or a router setting that the
@@ -147,6 +150,7 @@ def shard_experts(
             shards,
             placements,
             ctx,
+            policy,
             config.transport,
             folder,
             phase,
@@ -160,7 +164,9 @@ def shard_experts(
     )
     for shard in shards:
         module = model.get_submodule(shard.layer.name)
-        module.runtime = _runtime(module, shard, experts, override, phase)  # type: ignore[assignment]
+        module.runtime = _runtime(  # type: ignore[assignment]
+            module, shard, experts, override, phase, kernels_by
+        )
         # what it communicates is decided while it runs: compiled code breaks off here, and goes on
         module.forward = torch.compiler.disable(types.MethodType(through_runtime, module))
     on_start(blocks, experts.materializer.block_starts)
@@ -177,11 +183,13 @@ def _runtime(
     experts: ShardedExperts,
     override: Override | None,
     phase: PhaseTimer,
+    kernels_by: Callable[[ExpertKernel], ExpertKernel] | None,
 ) -> RoutedExperts:
+    kernel = kernel_of(shard.layer, experts.ctx.device, shard.compute_dtype)
     return RoutedExperts(
         shard,
         ExpertMath.of(module, shard.layer.name),
-        kernel_of(shard.layer, experts.ctx.device, shard.compute_dtype),
+        kernel if kernels_by is None else kernels_by(kernel),
         experts.materializer,
         experts.policy,
         experts.lifecycle,
@@ -198,6 +206,7 @@ def _materializer(
     shards: tuple[ExpertShard, ...],
     owners: tuple[Placement, ...],
     ctx: ParallelContext,
+    policy: Policy,
     transport: str,
     folder: Path,
     phase: PhaseTimer,
@@ -205,6 +214,8 @@ def _materializer(
     blocks_start: bool,
 ) -> Materializer:
     gathers, reductions, topology = open_channels(ctx, transport, folder)
+    if transport != AUTO and isinstance(policy, Reckoning):
+        topology = policy.topology  # else nobody has measured how fast the links are
     gathers, reductions = (
         channel if wrap is None else carried_by(channel, wrap)
         for channel, wrap in zip((gathers, reductions), wraps, strict=True)

@@ -17,6 +17,7 @@ from collectives.transports import Transport
 from hecate.errors import ConfigError
 from hecate.folders import cache_folder
 from hecate.fssdp import ShardedExperts, shard_experts
+from hecate.fssdp.experts import ExpertKernel
 from hecate.fssdp.routed import Override
 from hecate.mesh import ParallelContext
 from hecate.models.build import hf_config, initial_dense, initial_expert, meta_model
@@ -77,6 +78,7 @@ def build_trainer(
     override: Override | None = None,
     gathers_by: Callable[[Transport], Transport] | None = None,
     reductions_by: Callable[[Transport], Transport] | None = None,
+    kernels_by: Callable[[ExpertKernel], ExpertKernel] | None = None,
 ) -> Trainer:
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
@@ -84,9 +86,9 @@ def build_trainer(
     buffers are set, for a checkpoint to bring the rest. ``architecture``, which a checkpoint
     records, stands in for what ``model.path`` or ``model.family`` says. ``policy``, ``override``
     and ``gathers_by`` stand in for what ``experts`` says, for the routers' choices and for the
-    transports of gathers, as ``reductions_by`` does for those of reductions: benchmarks and
-    profiles set them. Raises ``ModelError`` or ``ConfigError`` for a model that cannot be trained
-    as configured.
+    transports of gathers, as ``reductions_by`` does for those of reductions and ``kernels_by`` for
+    what computes the experts: benchmarks, profiles and tests set them. Raises ``ModelError`` or
+    ``ConfigError`` for a model that cannot be trained as configured.
     """
     model = meta_model(
         architecture or hf_config(config.model, vocab_size=vocab_size),
@@ -117,6 +119,7 @@ def build_trainer(
         override=override,
         gathers_by=gathers_by,
         reductions_by=reductions_by,
+        kernels_by=kernels_by,
     )
     if config.lora.active:
         adapt_linears(model, config.lora)

@@ -109,6 +109,7 @@ class TrainingLoop:
     def run(self, first_step: int) -> LoopEnd:
         """Train to the last step, or to one at which some rank was asked to stop, and save that."""
         config = self._config
+        self._forget_seconds()
         interval = self._interval()
         self._recorder.begin(self._trainer.experts, first_step)
         for step in range(first_step, config.train.steps):
@@ -231,12 +232,16 @@ class TrainingLoop:
         with naming("the seconds of all ranks", self._ctx.rank):
             return sum_over(self._ctx.groups.control, seconds_WSY)
 
+    def _forget_seconds(self) -> None:
+        """Of what was no training: an evaluation, or what is measured before the first step."""
+        self._phases.take()
+        self._trainer.experts.layer_seconds()
+
     def _evaluate(self, done: int, sequences: int) -> dict[str, float]:
         metrics = evaluation(
             self._trainer, self._corpus, self._config, self._ctx, sequences=sequences
         )
-        self._phases.take()
-        self._trainer.experts.layer_seconds()
+        self._forget_seconds()
         self._log(done, {f"eval/{name}": value for name, value in metrics.items()})
         return metrics
 

@@ -21,13 +21,13 @@ class Fsdp(Reckoning, Policy):
     name = "fsdp"
 
     def __init__(self, config: FsdpConfig, costs: StepCosts, topology: Topology) -> None:
-        self.costs, self._topology = costs, topology
+        self.costs, self.topology = costs, topology
 
     def plan(
         self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
     ) -> tuple[Placement, ...]:
-        everyone = tuple(range(self._topology.world_size))
+        everyone = tuple(range(self.topology.world_size))
         return tuple(Placement((everyone,) * own.num_chunks, len(everyone)) for own in owners)
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._topology.node_of_rank, rule="even")
+        return route(counts_WE, placement, self.topology.node_of_rank, rule="even")

@@ -58,7 +58,7 @@ class Fssdp(Reckoning, Policy):
     plans_ahead = True
 
     def __init__(self, config: FssdpConfig, costs: StepCosts, topology: Topology) -> None:
-        self._config, self.costs, self._topology = config, costs, topology
+        self._config, self.costs, self.topology = config, costs, topology
         self._owners: tuple[Placement, ...] = ()
 
     def plan(
@@ -76,18 +76,18 @@ class Fssdp(Reckoning, Policy):
             return materialize_by_load(
                 loads_YE,
                 owners_YE,
-                self._topology.node_of_rank,
-                overlap_experts=self.costs.overlap_experts(self._topology),
+                self.topology.node_of_rank,
+                overlap_experts=self.costs.overlap_experts(self.topology),
                 slots_per_rank=self.costs.slots_per_rank,
             )
         return materialize_by_time(
             loads_YE,
             owners_YE,
-            self._topology,
+            self.topology,
             self.costs,
             overlap_experts=num_experts,
             slots_per_rank=self.costs.slots_per_rank,
-            levels=not self._config.calibrate or self.costs.cheaper_ahead(self._topology),
+            levels=not self._config.calibrate or self.costs.cheaper_ahead(self.topology),
         )
 
     def after_gate(self, layer: int, counts_WE: Counts, placement: Placement) -> Placement:
@@ -99,10 +99,10 @@ class Fssdp(Reckoning, Policy):
         return calibrate(
             counts_WE,
             placement,
-            self._topology.node_of_rank,
+            self.topology.node_of_rank,
             slots_left_W=[self.costs.slots_per_rank - copies for copies in copies_W],
             slot_s=self.costs.slot_s,
-            copy_s=self.costs.late_copy_s(self._topology),
+            copy_s=self.costs.late_copy_s(self.topology),
             rule=self._config.dispatch,
         )
 
@@ -131,8 +131,8 @@ class Fssdp(Reckoning, Policy):
         new_YE = shard_by_load(
             predicted_YE,
             old_YE,
-            self._topology.node_of_rank,
-            overlap_experts=self.costs.overlap_experts(self._topology),
+            self.topology.node_of_rank,
+            overlap_experts=self.costs.overlap_experts(self.topology),
             move_slots=self._config.slots_per_move / self._config.reshard_every,
         )
         if new_YE is old_YE:
@@ -143,4 +143,4 @@ class Fssdp(Reckoning, Policy):
         )
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch)
+        return route(counts_WE, placement, self.topology.node_of_rank, rule=self._config.dispatch)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from collectives.placement import Placement
+from collectives.topology import Topology
 from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts, LoadWindow
 
@@ -59,6 +60,7 @@ class Reckoning:
     """The part of a policy that decides by seconds and bytes."""
 
     costs: StepCosts
+    topology: Topology
 
     def adjust_costs(self, change: Callable[[StepCosts], StepCosts]) -> None:
         self.costs = change(self.costs)

@@ -41,7 +41,7 @@ class Replication(Reckoning, Policy):
     name = "replication"
 
     def __init__(self, config: ReplicationConfig, costs: StepCosts, topology: Topology) -> None:
-        self._config, self.costs, self._topology = config, costs, topology
+        self._config, self.costs, self.topology = config, costs, topology
         self._held: dict[int, Placement] = {}
 
     def plan(
@@ -62,7 +62,7 @@ class Replication(Reckoning, Policy):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._held = {
-            layer: Placement(tuple(tuple(ranks) for ranks in holders), self._topology.world_size)
+            layer: Placement(tuple(tuple(ranks) for ranks in holders), self.topology.world_size)
             for layer, holders in enumerate(state["holders"])
         }
 
@@ -96,7 +96,7 @@ class Replication(Reckoning, Policy):
         replicas = materialize_by_time(
             loads_E[None],
             owners_table((own,), own.num_chunks),
-            self._topology,
+            self.topology,
             self.costs,
             overlap_experts=own.num_chunks,
             slots_per_rank=self.costs.slots_per_rank,
@@ -114,9 +114,9 @@ class Replication(Reckoning, Policy):
         counts_WE += each_E
         counts_WE[0] += more_E
         quotas_WEW = route(
-            counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch
+            counts_WE, placement, self.topology.node_of_rank, rule=self._config.dispatch
         )
         return int(quotas_WEW.sum((0, 1)).max())
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch)
+        return route(counts_WE, placement, self.topology.node_of_rank, rule=self._config.dispatch)

@@ -34,7 +34,7 @@ class Shadowing(Reckoning, Policy):
     name = "shadowing"
 
     def __init__(self, config: ShadowingConfig, costs: StepCosts, topology: Topology) -> None:
-        self._config, self.costs, self._topology = config, costs, topology
+        self._config, self.costs, self.topology = config, costs, topology
 
     def after_gate(self, layer: int, counts_WE: Counts, placement: Placement) -> Placement:
         owner_E = [ranks[0] for ranks in placement.holders]
@@ -54,7 +54,7 @@ class Shadowing(Reckoning, Policy):
             fixed_W[busiest] -= counts_E[expert]
             local_W += counts_WE[:, expert]
             taken_s = self._busiest(fixed_W, local_W) * self.costs.slot_s
-            taken_s += len(shadows) * self.costs.late_copy_s(self._topology)
+            taken_s += len(shadows) * self.costs.late_copy_s(self.topology)
             if taken_s < best_s:
                 best, best_s = len(shadows), taken_s
         if not best:
@@ -73,4 +73,4 @@ class Shadowing(Reckoning, Policy):
         return max(mean, int(fixed_W.max()))
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._topology.node_of_rank, rule=self._config.dispatch)
+        return route(counts_WE, placement, self.topology.node_of_rank, rule=self._config.dispatch)

@@ -35,7 +35,7 @@ class Swapping(Reckoning, Policy):
     name = "swapping"
 
     def __init__(self, config: SwappingConfig, costs: StepCosts, topology: Topology) -> None:
-        self._config, self.costs, self._topology = config, costs, topology
+        self._config, self.costs, self.topology = config, costs, topology
 
     def new_owners(
         self, step: int, loads: LoadWindow, owners: tuple[Placement, ...]
@@ -52,12 +52,12 @@ class Swapping(Reckoning, Policy):
         return tuple(result) if moved else owners
 
     def _best(self, loads_E: Loads, old_E: Ids) -> Ids:
-        world_size = self._topology.world_size
-        move_s = self._config.copies_per_move * self.costs.late_copy_s(self._topology)
+        world_size = self.topology.world_size
+        move_s = self._config.copies_per_move * self.costs.late_copy_s(self.topology)
         move_slots = move_s / (self.costs.slot_s * self._config.every)
         swapped = swap_by_load(loads_E, old_E, world_size, move_slots=move_slots)
         dealt = shard_by_load(
-            loads_E, old_E, self._topology.node_of_rank, overlap_experts=0, move_slots=move_slots
+            loads_E, old_E, self.topology.node_of_rank, overlap_experts=0, move_slots=move_slots
         )
         gains = [
             net_gain_slots(loads_E, old_E, new_E, 0, world_size, move_slots)
@@ -66,4 +66,4 @@ class Swapping(Reckoning, Policy):
         return swapped if gains[0] >= gains[1] else dealt
 
     def route(self, counts_WE: Counts, placement: Placement) -> Counts:
-        return route(counts_WE, placement, self._topology.node_of_rank, rule="even")
+        return route(counts_WE, placement, self.topology.node_of_rank, rule="even")
