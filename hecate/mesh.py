@@ -32,7 +32,7 @@ class MeshConfig(Config):
     ``timeout_s``: of each collective. torchrun ends the ranks that are left when one dies; without
     it, they may hear of it only then, since gloo does not tell of a death in the middle of a
     message. ``ranks_per_node``: how many consecutive ranks share a node; 0 asks every rank for the
-    name of its host.
+    name of its node: the launcher's, or else its host's.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -48,12 +48,14 @@ class Rendezvous:
     """How this process finds its peers: its place among them, and the store that they share.
 
     ``store`` is ``None`` under a launcher that leaves the address in MASTER_ADDR and MASTER_PORT.
+    ``node``: the launcher's name of the node; "" leaves that to the name of the host.
     """
 
     rank: int
     world_size: int
     local_rank: int
     store: Store | None
+    node: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Rendezvous:
@@ -166,7 +168,7 @@ def open_mesh(
             device=device,
             mesh=init_device_mesh(device.type, (world_size,), mesh_dim_names=("data",)),
             groups=groups,
-            node_of_rank=_nodes(config, groups.control, world_size),
+            node_of_rank=_nodes(config, rendezvous, groups.control, world_size),
         )
     finally:
         if not adopted and dist.is_initialized():
@@ -184,11 +186,13 @@ def _connect(groups: Sequence[dist.ProcessGroup], device: torch.device) -> None:
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
-def _nodes(config: MeshConfig, control: dist.ProcessGroup, world_size: int) -> tuple[int, ...]:
+def _nodes(
+    config: MeshConfig, rendezvous: Rendezvous, control: dist.ProcessGroup, world_size: int
+) -> tuple[int, ...]:
     if config.ranks_per_node:
         return tuple(rank // config.ranks_per_node for rank in range(world_size))
     hosts: list[str] = [""] * world_size
-    dist.all_gather_object(hosts, socket.gethostname(), group=control)
+    dist.all_gather_object(hosts, rendezvous.node or socket.gethostname(), group=control)
     numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
     return tuple(numbers[host] for host in hosts)
 

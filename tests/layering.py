@@ -104,6 +104,7 @@ BOUNDARIES = {
     "hecate/bench/peers/deepspeed_moe.py": "DeepSpeed comes with the bench extra alone",
     "hecate/bench/peers/peft_model.py": "PEFT comes with the bench extra alone",
     "hecate/train/dense/deepspeed.py": "DeepSpeed comes with an extra alone",
+    "hecate/train/workers/launch.py": "Ray comes with an extra alone",
 }
 # Packages that not every installation has -> the files that may import them.
 OPTIONAL: dict[str, frozenset[str]] = {
@@ -112,7 +113,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
     ),
     "accelerate": frozenset(),
     "peft": frozenset({"hecate/bench/peers/peft_model.py"}),
-    "ray": frozenset(),
+    "ray": frozenset({"hecate/train/workers/cluster.py"}),
     "vllm": frozenset(),
 }
 

@@ -1,4 +1,4 @@
-"""``hecate train CONFIG``: the same entry alone and under torchrun."""
+"""``hecate train CONFIG``: the same entry alone, under torchrun and, with ``--ray``, on Ray."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from hecate.config import describe, load_config
+from hecate.errors import ConfigError
 from hecate.train.config import RunConfig
 from hecate.train.run import train
 from hecate.train.stopping import exit_code
+from hecate.train.workers.launch import train_on_ray
 
 PROFILED = "profile.enabled=true"
 
@@ -38,6 +40,17 @@ def command(
             help="Record a few steps (profile.first_step, profile.steps): traces and a summary.",
         ),
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Train with ray.num_workers workers of a Ray cluster.")
+    ] = False,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="With --ray: a cluster that runs. Without it one is started on this machine, "
+            "unless RAY_ADDRESS names one, as under ray job submit.",
+        ),
+    ] = "",
     print_config: Annotated[
         bool,
         typer.Option("--print-config", help="Print every value and its origin, and end."),
@@ -48,6 +61,13 @@ def command(
     if print_config:
         print(describe(loaded))
         return
-    result = train(loaded.value, origins=loaded.origins, resume=resume)
+    if ray_address and not ray:
+        raise ConfigError("--ray-address is for --ray", got=ray_address, fix="add --ray")
+    if ray:
+        result = train_on_ray(
+            loaded.value, origins=loaded.origins, resume=resume, address=ray_address
+        )
+    else:
+        result = train(loaded.value, origins=loaded.origins, resume=resume)
     if result.stopped:
         raise SystemExit(exit_code(os.environ))

@@ -24,6 +24,7 @@
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
 | footprint/ | decides | a configuration, a world size -> the memory of its fullest rank |
 | host_memory.py | executes | keeps freed memory with the process |
+| workers/ | executes | the same training on the workers of a Ray cluster |
 | stopping.py | executes | signals -> the step under way is the last |
 | watchdog.py | executes | a rank that makes no progress -> ends, and says where |
 | starts.py | executes | where a run was begun and taken up, on what -> a file |

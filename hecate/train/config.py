@@ -21,6 +21,7 @@ from hecate.train.parallelism import what_instead
 from hecate.train.profile.config import ProfileConfig
 from hecate.train.spikes import GuardConfig
 from hecate.train.watchdog import WatchdogConfig
+from hecate.train.workers.config import RayConfig
 
 
 class TrainConfig(Config):
@@ -72,6 +73,7 @@ class RunConfig(Config):
     profile: ProfileConfig = ProfileConfig()
     mesh: MeshConfig = MeshConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    ray: RayConfig = RayConfig()
 
     @classmethod
     def what_instead(cls, key: tuple[str, ...]) -> str:

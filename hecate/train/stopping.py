@@ -27,12 +27,16 @@ class StopRequest:
     def __call__(self) -> bool:
         return self._asked
 
+    def ask(self) -> None:
+        """Ask from within this process, for a launcher that passes the request on by itself."""
+        self._asked = True
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hear the signals inside; whoever heard them before hears them again afterwards.
 
         Only a main thread hears signals. In another one, such as that of a Ray worker, nothing is
-        changed and nobody asks.
+        changed: there the driver asks.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
