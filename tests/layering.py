@@ -99,6 +99,7 @@ IMPURE = frozenset(
 
 # The boundary files: each may import inside a function, or by a computed name, and for one reason.
 BOUNDARIES = {
+    "hecate/train/logging/sinks.py": "wandb and TensorBoard are loaded only where a run wants them",
     "hecate/cli/app.py": "a command's module is loaded only when that command runs",
     "hecate/doctor/network.py": "whether Ray Train imports is what it finds out",
     "hecate/bench/peers/deepspeed_moe.py": "DeepSpeed comes with the bench extra alone",
@@ -112,6 +113,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
         {"hecate/bench/peers/deepspeed_moe.py", "hecate/train/dense/deepspeed.py"}
     ),
     "accelerate": frozenset(),
+    "tensorboard": frozenset({"hecate/train/logging/tensorboard.py"}),
     "peft": frozenset({"hecate/bench/peers/peft_model.py"}),
     "ray": frozenset({"hecate/train/workers/cluster.py"}),
     "vllm": frozenset(),

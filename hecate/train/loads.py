@@ -12,6 +12,7 @@ computed, who owned what, what the planner reckoned with. Every other is a step:
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,8 @@ from hecate.fssdp.config import ExpertsConfig
 from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts
 from hecate.planner.replay import Routed, RoutedStep
+
+_LOG = logging.getLogger(__name__)
 
 FILE = "loads.jsonl"
 MOST_NUMBERS = 1 << 13
@@ -104,7 +107,7 @@ class LoadsRecorder:
     """
 
     def __init__(self, path: Path, header: LoadsHeader) -> None:
-        self._path = path
+        self._path, self._full = path, False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _lines_before(path, header.step) if header.step else []
@@ -124,12 +127,21 @@ class LoadsRecorder:
                     for layer in range(len(routed[0]))
                 ),
             )
+        if self._full:
+            return
         slots = [[counts_WE.tolist() for counts_WE in layers] for layers in routed]
         try:
             self._file.write(_line({"step": step + 1, "slots": slots}))
             self._file.flush()
-        except OSError as error:
-            raise _storage_error(self._path, error) from error
+        except OSError as error:  # no reason for training to end
+            self._full = True
+            _LOG.warning(
+                "step %d: loads cannot be written to %s (%s): training goes on, and what is there "
+                "ends with the step before",
+                step + 1,
+                self._path,
+                error.strerror or error,
+            )
 
     def close(self) -> None:
         with suppress(OSError):  # every line is out already

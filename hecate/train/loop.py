@@ -28,7 +28,7 @@ from hecate.train.expert_figures import (
 )
 from hecate.train.host_memory import FreedMemory
 from hecate.train.loads import LoadsRecorder
-from hecate.train.logging import Sink, Value
+from hecate.train.logging import OpenSink, Value
 from hecate.train.memory import memory_values
 from hecate.train.metrics import (
     PhaseClock,
@@ -88,7 +88,7 @@ class TrainingLoop:
         stream: TrainStream,
         corpus: TokenizedCorpus,
         store: CheckpointStore,
-        sinks: Sequence[Sink],
+        sinks: Sequence[OpenSink],
         phases: PhaseClock,
         loads: LoadsRecorder | None,
         freed: FreedMemory,

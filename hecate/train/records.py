@@ -14,16 +14,16 @@ from hecate.planner.policies.protocol import Reckoning
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
 from hecate.train.loads import FILE, LoadsHeader, LoadsRecorder
-from hecate.train.logging import Run, Sink, open_sinks
+from hecate.train.logging import OpenSink, Run, open_sinks
 from hecate.train.memory import resident_bytes
-from hecate.train.starts import record_start
+from hecate.train.starts import environment, record_start
 
 
 @dataclass(frozen=True)
 class Records:
     """Where figures go, and on rank 0 the router loads. ``sink_bytes``: what the sinks hold."""
 
-    sinks: Sequence[Sink]
+    sinks: Sequence[OpenSink]
     loads: LoadsRecorder | None
     sink_bytes: int
 
@@ -53,6 +53,7 @@ def open_records(
         config.train.steps,
         resumed_step=first_step,
         settings=config.model_dump(mode="json") | {"origins": settings},
+        environment=environment(ctx.device) if ctx.rank == 0 else {},
     )
     with ExitStack() as stack:
         before_bytes = resident_bytes()

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,16 @@ import torch
 from hecate.errors import StorageError
 
 FILE = "starts.jsonl"
-PACKAGES = ("hecate", "torch", "transformers", "numpy", "wandb", "deepspeed", "ray")
+PACKAGES = (
+    "hecate",
+    "torch",
+    "transformers",
+    "numpy",
+    "wandb",
+    "tensorboard",
+    "deepspeed",
+    "ray",
+)
 
 
 def record_start(
@@ -62,7 +72,7 @@ def record_start(
 
 
 def environment(device: torch.device) -> Mapping[str, str]:
-    """What this process runs on: device, cores, memory, system, versions."""
+    """What this process runs on: device, cores, memory, system, versions, the folder's commit."""
     facts = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads of a rank": str(torch.get_num_threads()),
@@ -78,4 +88,22 @@ def environment(device: torch.device) -> Mapping[str, str]:
             continue
     if torch.version.cuda:
         facts["CUDA"] = torch.version.cuda
+    if commit := _commit(Path.cwd()):
+        facts["commit"] = commit
     return facts
+
+
+def _commit(folder: Path) -> str:
+    """What git has checked out in ``folder``, and whether files differ from it; "" without git."""
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+            )
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if head.returncode:
+        return ""
+    return head.stdout.strip() + (" with changes" if changes.stdout.strip() else "")

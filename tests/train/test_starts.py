@@ -1,6 +1,7 @@
 """starts.jsonl: a line a start, whatever a kill left of the one before."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from hecate.errors import StorageError
 from hecate.report.starts import read_starts
-from hecate.train.starts import FILE, record_start
+from hecate.train.starts import FILE, environment, record_start
 
 
 def start(folder: Path, step: int, ranks: int = 4) -> None:
@@ -53,3 +54,22 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         start(tmp_path / "file", 0)
+
+
+def test_the_commit_of_the_folder_is_known(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "commit" not in environment(torch.device("cpu"))
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *who, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    (tmp_path / "file").write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "HEAD")
+    assert environment(torch.device("cpu"))["commit"] == head
+    (tmp_path / "file").write_text("2")
+    assert environment(torch.device("cpu"))["commit"] == f"{head} with changes"

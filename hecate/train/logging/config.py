@@ -8,11 +8,13 @@ from pydantic import Field
 
 from hecate.config import Config
 
-SinkName = Literal["console", "jsonl", "wandb"]
+SinkName = Literal["console", "jsonl", "wandb", "tensorboard"]
 
 
 class LoggingConfig(Config):
     """Where metrics go and how often.
+
+    ``tensorboard`` among ``sinks`` writes TensorBoard's files to the run folder.
 
     ``wandb_mode`` ``online`` uploads with the credentials that ``wandb login`` left; without any it
     says so once and keeps the run offline, in the run folder, where ``wandb sync`` finds it.

@@ -8,9 +8,10 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from hecate.errors import StorageError
+from hecate.train.logging.appends import WholeAppends
 from hecate.train.logging.config import LoggingConfig
 from hecate.train.logging.protocol import Run, Value
 
@@ -34,7 +35,7 @@ class JsonlSink:
             partial = path.with_name(path.name + ".partial")
             partial.write_text("".join(kept), encoding="utf-8")
             os.replace(partial, path)
-            self._file: IO[str] = path.open("a", encoding="utf-8")
+            self._file = WholeAppends(path)
         except OSError as error:
             raise _storage_error(path, error) from error
 
@@ -45,17 +46,14 @@ class JsonlSink:
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         record: dict[str, object] = {"step": step, "time_s": round(self._clock(), 3)}
         record |= {name: _finite(value) for name, value in values.items()}
+        line = json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
         try:
-            self._file.write(json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n")
-            self._file.flush()
+            self._file.append(line.encode())
         except OSError as error:
             raise _storage_error(self._path, error) from error
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:  # what could not be flushed before cannot be now
-            raise _storage_error(self._path, error) from error
+        self._file.close()
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

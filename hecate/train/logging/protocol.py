@@ -16,6 +16,8 @@ Value = float | Sequence[float] | Sequence[Sequence[float]]
 class Run:
     """What a sink needs to know of the run it belongs to.
 
+    ``settings``: the configuration; ``environment``: what it runs on, names and values for people.
+
     ``resumed_step`` is the step of the checkpoint that the run continues from, 0 for a new run:
     a sink drops, or lets be overwritten, whatever an earlier process logged after it.
     """
@@ -25,9 +27,10 @@ class Run:
     total_steps: int
     resumed_step: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-class Sink(Protocol):
+class OpenSink(Protocol):
     """Where metrics go. Only rank 0 has sinks; none of them communicates with other ranks.
 
     A value is a number, one number for each MoE layer, or one for each layer and expert. Names that
@@ -47,15 +50,19 @@ class Sink(Protocol):
         eval/{loss,perplexity,bits_per_byte}                 after an evaluation
     """
 
-    @classmethod
-    def open(cls, config: LoggingConfig, run: Run) -> Self:
-        """A sink that is ready to log; it opens files and starts threads here, not before."""
-        ...
-
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         """Keep ``values`` of ``step``; steps never decrease, one step may be logged twice."""
         ...
 
     def close(self) -> None:
         """Write out what is pending; also after an error, and harmless when called twice."""
+        ...
+
+
+class Sink(OpenSink, Protocol):
+    """A kind of sink, and how one is opened."""
+
+    @classmethod
+    def open(cls, config: LoggingConfig, run: Run) -> Self:
+        """A sink that is ready to log; it opens files and starts threads here, not before."""
         ...

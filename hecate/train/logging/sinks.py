@@ -1,32 +1,66 @@
-"""Every kind of sink by name, and those that a run asks for."""
+"""Every kind of sink by name, and those that a run asks for.
+
+The boundary file of sinks: it alone imports one by its name, and only where a run asks for it.
+Wandb and TensorBoard take a second and tens of MiB, and may not be installed.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
 from contextlib import ExitStack
+from typing import cast
 
 from hecate.train.logging.config import LoggingConfig, SinkName
-from hecate.train.logging.console import ConsoleSink
-from hecate.train.logging.jsonl import JsonlSink
-from hecate.train.logging.protocol import Run, Sink
-from hecate.train.logging.wandb import WandbSink
+from hecate.train.logging.lasting import Lasting
+from hecate.train.logging.protocol import OpenSink, Run, Sink
 
-SINKS: dict[SinkName, type[Sink]] = {
-    "console": ConsoleSink,
-    "jsonl": JsonlSink,
-    "wandb": WandbSink,
+_LOG = logging.getLogger(__name__)
+
+SINKS: dict[SinkName, str] = {
+    "console": "hecate.train.logging.console:ConsoleSink",
+    "jsonl": "hecate.train.logging.jsonl:JsonlSink",
+    "wandb": "hecate.train.logging.wandb:WandbSink",
+    "tensorboard": "hecate.train.logging.tensorboard:TensorBoardSink",
 }
+PACKAGES: dict[SinkName, str] = {"wandb": "wandb", "tensorboard": "tensorboard"}
+"""What has to be installed for a sink, beside what Hecate needs."""
 
 
-def open_sinks(config: LoggingConfig, run: Run, *, rank: int) -> list[Sink]:
-    """The sinks that ``config`` names, on rank 0; none on other ranks."""
+def open_sinks(config: LoggingConfig, run: Run, *, rank: int) -> list[OpenSink]:
+    """The sinks that ``config`` names, on rank 0; none on other ranks.
+
+    One whose package is missing is left out with a warning. Whatever a sink cannot write later is
+    warned of once, and training goes on; what cannot be begun raises ``StorageError``.
+    """
     if rank != 0:
         return []
-    sinks: list[Sink] = []
+    sinks: list[OpenSink] = []
     with ExitStack() as undo:
         for name in config.sinks:
             if name == "wandb" and config.wandb_mode == "off":
                 continue
-            sinks.append(SINKS[name].open(config, run))
+            try:
+                kind = sink_class(name)
+            except ModuleNotFoundError as missing:
+                package = PACKAGES.get(name, "")
+                if (missing.name or "").partition(".")[0] != package:
+                    raise
+                _LOG.warning(
+                    "%s is not installed, and the run is not logged there (pip install %s, or take "
+                    "%s out of logging.sinks)",
+                    package,
+                    package,
+                    name,
+                )
+                continue
+            sinks.append(Lasting(name, kind.open(config, run)))
             undo.callback(sinks[-1].close)
         undo.pop_all()
     return sinks
+
+
+def sink_class(name: SinkName) -> type[Sink]:
+    """Raises ``ModuleNotFoundError`` where its package is not installed."""
+    module, _, kind = SINKS[name].partition(":")
+    return cast(type[Sink], getattr(importlib.import_module(module), kind))

@@ -20,6 +20,7 @@ import wandb
 from hecate.errors import StorageError
 from hecate.train.logging.config import LoggingConfig
 from hecate.train.logging.protocol import Run, Value
+from hecate.train.logging.sections import charts_of
 
 _LOG = logging.getLogger(__name__)
 _MAX_BINS = 512  # what a wandb histogram holds
@@ -68,9 +69,9 @@ class WandbSink:
         return cls(run, mode=config.wandb_mode, project=config.wandb_project)
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
-        row: dict[str, object] = {"step": step}
-        for name, value in values.items():
-            row |= _chartable(name, value)
+        charts = charts_of(values)
+        row: dict[str, object] = {"step": step, **charts.curves}
+        row |= {name: _histogram(heights) for name, heights in charts.maps.items()}
         self._run.log(row)
 
     def close(self) -> None:
@@ -126,7 +127,7 @@ def _start(
         dir=str(run.folder),
         mode=mode,
         resume="allow" if mode == "online" else None,
-        config=dict(run.settings),
+        config=dict(run.settings) | {"environment": dict(run.environment)},
         settings=wandb.Settings(
             silent=True,
             console="off",  # it would take the live bar's output for a log
@@ -136,22 +137,11 @@ def _start(
     )
 
 
-def _chartable(name: str, value: Value) -> dict[str, object]:
-    """Numbers by chart: lists become one chart for each layer, lists of lists a histogram each.
-
-    A histogram's bins are experts in order and its heights their tokens.
-    """
-    if isinstance(value, (int, float)):
-        return {name: value}
-    charts: dict[str, object] = {}
-    for layer, one in enumerate(value):
-        chart = _histogram(one) if isinstance(one, Sequence) else one
-        charts[f"{name}/layer_{layer}"] = chart
-    return charts
-
-
 def _histogram(heights: Sequence[float]) -> wandb.Histogram:
-    """One bar for each value, or for each run of neighbours where there are too many."""
+    """One bar for each value, or for each run of neighbours where there are too many.
+
+    W&B draws the histograms of all steps as a heat map: steps across, layers or experts upwards.
+    """
     stride = max(1, -(-len(heights) // _MAX_BINS))
     starts = range(0, len(heights), stride)
     bars = np.array([sum(heights[start : start + stride]) for start in starts])

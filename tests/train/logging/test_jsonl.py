@@ -6,6 +6,7 @@ import math
 import os
 
 import pytest
+from disks import small_disk
 
 from hecate.errors import StorageError
 from hecate.train.logging.jsonl import JsonlSink
@@ -74,9 +75,19 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
         JsonlSink(blocker / "metrics.jsonl")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_one_message(tmp_path):
-    sink = JsonlSink(tmp_path / "metrics.jsonl")
-    sink._file = open("/dev/full", "a")  # noqa: SIM115
-    with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
-        sink.log(1, {"loss": 1.0})
+def test_a_full_disk_leaves_whole_lines_and_is_one_message(tmp_path):
+    with small_disk(tmp_path / "disk", pages=8) as disk:
+        path = disk.folder / "metrics.jsonl"
+        sink = JsonlSink(path)
+        sink.log(1, {"load": [1.0] * 100})
+        disk.fill()
+        step = 1
+        with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
+            while True:
+                step += 1
+                sink.log(step, {"load": [1.0] * 100})
+        assert [record["step"] for record in _records(path)] == list(range(1, step))
+        disk.empty()
+        sink.log(99, {"loss": 1.0})
+        sink.close()
+        assert [record["step"] for record in _records(path)] == [*range(1, step), 99]

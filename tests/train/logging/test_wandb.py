@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -26,7 +27,14 @@ def no_account(tmp_path, monkeypatch):
 
 
 def _run(folder, resumed_step=0):
-    return Run(folder, "toy", 40, resumed_step, settings={"train": {"steps": 40}})
+    return Run(
+        folder,
+        "toy",
+        40,
+        resumed_step,
+        settings={"train": {"steps": 40}},
+        environment={"torch": "9.9", "commit": "abc"},
+    )
 
 
 def _records(path: Path):
@@ -90,22 +98,28 @@ def test_an_offline_run_lies_in_the_run_folder_and_resumes_with_its_id(tmp_path)
     run_id = (folder / "wandb" / "run-id").read_text().strip()
     assert path.name == f"run-{run_id}.wandb"
     first, second = _history(path)
-    assert first["step"] == 10 and first["loss"] == 2.5
-    assert first["load/dead/layer_0"] == 1 and first["load/dead/layer_1"] == 0
-    assert first["load/tokens_per_expert/layer_0.values"] == [4, 0, 2]
-    assert first["load/tokens_per_expert/layer_0.bins"] == [0, 1, 2, 3]
+    assert first["step"] == 10 and first["train/loss"] == 2.5
+    assert first["load/dead/mean"] == 0.5 and first["load/dead/max"] == 1
+    assert first["load/dead/by_layer.values"] == [1, 0]
+    assert first["experts/tokens_per_expert/layer_0.values"] == [4, 0, 2]
+    assert first["experts/tokens_per_expert/layer_0.bins"] == [0, 1, 2, 3]
     assert second["step"] == 20
     (record,) = (r.run for r in _records(path) if r.HasField("run"))
     assert (record.display_name, record.project, record.run_id) == ("toy", "p", run_id)
     config = {item.key: json.loads(item.value_json) for item in record.config.update}
     assert config["train"] == {"steps": 40}
+    assert config["environment"] == {"torch": "9.9", "commit": "abc"}
+    listed = subprocess.run(
+        ["wandb", "sync", "--dry-run", str(path.parent)], capture_output=True, text=True
+    )
+    assert listed.returncode == 0 and path.parent.name in listed.stdout + listed.stderr
 
     again = WandbSink(_run(folder, resumed_step=10), mode="offline", project="p")
     again.log(20, {"loss": 1.75})
     again.close()
     assert (folder / "wandb" / "run-id").read_text().strip() == run_id
     assert {path.name for path in _files(folder)} == {f"run-{run_id}.wandb"}
-    assert [row["loss"] for path in _files(folder) for row in _history(path)][-1] == 1.75
+    assert [row["train/loss"] for path in _files(folder) for row in _history(path)][-1] == 1.75
 
 
 def test_a_new_run_in_an_old_folder_gets_a_new_id(tmp_path):
@@ -121,8 +135,8 @@ def test_more_experts_than_a_histogram_holds_are_pooled(tmp_path):
     sink.log(1, {"load/tokens_per_expert": [[1] * 1025]})
     sink.close()
     ((row,),) = (_history(path) for path in _files(tmp_path))
-    heights = row["load/tokens_per_expert/layer_0.values"]
-    edges = row["load/tokens_per_expert/layer_0.bins"]
+    heights = row["experts/tokens_per_expert/layer_0.values"]
+    edges = row["experts/tokens_per_expert/layer_0.bins"]
     assert sum(heights) == 1025 and len(heights) <= 512
     assert len(edges) == len(heights) + 1 and edges[-1] == 1025
 
@@ -153,7 +167,7 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline(tmp_path, monkeypa
         wandb.teardown()
     (message,) = _said(caplog)
     assert "did not answer" in message and "\n" not in message
-    assert [row["loss"] for path in _files(tmp_path) for row in _history(path)] == [1.0]
+    assert [row["train/loss"] for path in _files(tmp_path) for row in _history(path)] == [1.0]
 
 
 def test_credentials_are_found_where_wandb_login_puts_them(tmp_path, monkeypatch):
