@@ -229,6 +229,12 @@ _TRANSPORT_WORDS = (
 )
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether ``error`` is what torch raises where a peer is gone or does not answer."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _TRANSPORT_WORDS)
+
+
 @contextmanager
 def naming(collective: str, rank: int) -> Iterator[None]:
     """Turn a transport failure inside into a ``CollectiveFailure`` that names rank and collective.
@@ -244,10 +250,9 @@ def naming(collective: str, rank: int) -> Iterator[None]:
             fix="report it, with the configuration and the loads of the step before",
         ) from error
     except RuntimeError as error:
-        text = str(error)
-        ours = isinstance(error, CollectiveError)
-        if not ours and not any(word in text.lower() for word in _TRANSPORT_WORDS):
+        if not isinstance(error, CollectiveError) and not lost_peer(error):
             raise
+        text = str(error)
         raise CollectiveFailure(
             f"rank {rank}: {collective} failed, most likely because another rank died or hung",
             got=text.splitlines()[0][:300],

@@ -35,7 +35,7 @@ from hecate.checkpoint.names import describe
 from hecate.checkpoint.writing import LocalPlanner, StagingBuffers, dcp_writer, local_pieces
 from hecate.config import Config
 from hecate.errors import CheckpointError, CollectiveFailure, HecateError
-from hecate.mesh import naming
+from hecate.mesh import lost_peer, naming
 
 _NAMED_PROBLEMS = 5
 
@@ -46,6 +46,21 @@ class CheckpointConfig(Config):
     every: int = Field(500, ge=1)
     keep: int = Field(2, ge=0)
     asynchronous: bool = True
+
+
+class _Save(threading.Thread):
+    """Writes one checkpoint."""
+
+
+def join_saves() -> None:
+    """Return when no thread of this process writes a checkpoint any more.
+
+    For a process that has lost a group and goes on with another: what an old thread writes must not
+    come between what a new store does in the same folder.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, _Save):
+            thread.join()
 
 
 class CheckpointStore:
@@ -103,12 +118,11 @@ class CheckpointStore:
         if not asynchronous:
             self._write(step, planner, text)
             return
-        # A daemon: a job that ends on an error must not wait for a peer that is gone.
-        self._thread = threading.Thread(
+        self._thread = _Save(
             target=self._write_in_background,
             args=(step, planner, text),
             name=f"checkpoint-{step}",
-            daemon=True,
+            daemon=True,  # a job that ends on an error must not wait for a peer that is gone
         )
         self._thread.start()
 
@@ -275,4 +289,6 @@ def _make_room(folder: Path, partial: Path, step: int) -> None:
 def _first_failure(error: CheckpointException, what: str) -> BaseException:
     rank = min(error.failures)
     failure = error.failures[rank][0]
-    return as_ours(failure, what, rank) if isinstance(failure, Exception) else failure
+    if lost_peer(failure) or not isinstance(failure, Exception):
+        return failure  # of a peer that is lost ``naming`` tells
+    return as_ours(failure, what, rank)

@@ -1,4 +1,4 @@
-"""``hecate train CONFIG``: the same entry alone, under torchrun and, with ``--ray``, on Ray."""
+"""``hecate train CONFIG``: alone, under torchrun, with ranks of its own, or on Ray."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from hecate.config import describe, load_config
 from hecate.errors import ConfigError
 from hecate.train.config import RunConfig
+from hecate.train.elastic.launch import train_elastic
 from hecate.train.run import train
 from hecate.train.stopping import exit_code
 from hecate.train.workers.launch import train_on_ray
@@ -51,6 +52,17 @@ def command(
             "unless RAY_ADDRESS names one, as under ray job submit.",
         ),
     ] = "",
+    ranks: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Start N ranks on this machine, and replace those that die.",
+        ),
+    ] = 0,
+    min_ranks: Annotated[
+        int,
+        typer.Option(metavar="M", help="With --ranks: go on with as few as M. N unless given."),
+    ] = 0,
     print_config: Annotated[
         bool,
         typer.Option("--print-config", help="Print every value and its origin, and end."),
@@ -63,9 +75,26 @@ def command(
         return
     if ray_address and not ray:
         raise ConfigError("--ray-address is for --ray", got=ray_address, fix="add --ray")
+    if min_ranks and not ranks:
+        raise ConfigError("--min-ranks is for --ranks", got=f"{min_ranks}", fix="add --ranks N")
+    if ray and ranks:
+        raise ConfigError(
+            "--ray and --ranks are two ways to start ranks",
+            got="both",
+            expected="one of them",
+            fix="leave out --ranks; on Ray, ray.num_workers says how many",
+        )
     if ray:
         result = train_on_ray(
             loaded.value, origins=loaded.origins, resume=resume, address=ray_address
+        )
+    elif ranks:
+        result = train_elastic(
+            loaded.value,
+            ranks=ranks,
+            least=min_ranks or ranks,
+            origins=loaded.origins,
+            resume=resume,
         )
     else:
         result = train(loaded.value, origins=loaded.origins, resume=resume)

@@ -82,7 +82,8 @@ def _starts(starts: Sequence[Start]) -> list[Event]:
                 ranks += f", before {before.num_ranks}"
         what = f"taken up again after step {start.step:,}" if start.step else "begun"
         kind = "resume" if start.step else "start"
-        made.append(Event(start.step, kind, what + ranks, start.time_s))
+        why = f", since {start.cause}" if start.cause else ""
+        made.append(Event(start.step, kind, what + ranks + why, start.time_s))
         before = start
     return capped(made, "more starts")
 

@@ -69,7 +69,8 @@ class Metrics:
 class Start:
     """The run was begun, or taken up again, when it had done ``step`` steps.
 
-    What is not known is 0, or "". ``environment``: what it ran on, for people.
+    What is not known is 0, or "". ``environment``: what it ran on, for people. ``cause``: why a
+    launcher took it up again by itself.
     """
 
     step: int
@@ -77,6 +78,7 @@ class Start:
     num_ranks: int = 0
     num_nodes: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    cause: str = ""
 
 
 @dataclass(frozen=True)

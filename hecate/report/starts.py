@@ -32,6 +32,7 @@ def read_starts(path: Path) -> tuple[tuple[Start, ...], Damage]:
                 num_ranks=int(_known(record.get("ranks"))),
                 num_nodes=int(_known(record.get("nodes"))),
                 environment={str(name): str(value) for name, value in environment.items()},
+                cause=str(record.get("cause", "")),
             )
         )
     return tuple(starts), tally.damage()

@@ -26,6 +26,7 @@
 | host_memory.py | executes | keeps freed memory with the process |
 | workers/ | executes | the same training on the workers of a Ray cluster |
 | stopping.py | executes | signals -> the step under way is the last |
+| elastic/ | executes | ranks of one machine that replace each other |
 | watchdog.py | executes | a rank that makes no progress -> ends, and says where |
 | starts.py | executes | where a run was begun and taken up, on what -> a file |
 | loads.py | executes | each step's router loads -> a file, and back |

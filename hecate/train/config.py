@@ -15,6 +15,7 @@ from hecate.mesh import MeshConfig
 from hecate.models.build import ModelConfig
 from hecate.models.lora import LoraConfig
 from hecate.train.dense.config import DenseConfig
+from hecate.train.elastic.config import ElasticConfig
 from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
 from hecate.train.parallelism import what_instead
@@ -74,6 +75,7 @@ class RunConfig(Config):
     mesh: MeshConfig = MeshConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     ray: RayConfig = RayConfig()
+    elastic: ElasticConfig = ElasticConfig()
 
     @classmethod
     def what_instead(cls, key: tuple[str, ...]) -> str:

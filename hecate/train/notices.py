@@ -19,7 +19,7 @@ def silent(text: str) -> None:
 
 def saying(console: Console) -> Say:
     """Print lines as they are: no colours, no wrapping."""
-    return lambda text: console.print(text, highlight=False, soft_wrap=True)
+    return lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def tell_what_is_cut(say: Say, config: RunConfig, fits: Sequence[Fit]) -> None:

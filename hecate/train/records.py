@@ -36,8 +36,12 @@ def open_records(
     folder: Path,
     first_step: int,
     origins: Mapping[str, str],
+    cause: str = "",
 ) -> Iterator[Records]:
-    """Begin them from ``first_step`` on, and close them at the end; collective."""
+    """Begin them from ``first_step`` on, and close them at the end; collective.
+
+    ``cause``: why the run is taken up again, where a launcher does so by itself.
+    """
     if ctx.rank == 0:
         record_start(
             folder,
@@ -45,6 +49,7 @@ def open_records(
             node_of_rank=ctx.node_of_rank,
             device=ctx.device,
             time_s=time.time(),
+            cause=cause,
         )
     settings = {key: f"{value}" for key, value in origins.items()}
     run = Run(

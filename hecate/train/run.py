@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,12 +62,16 @@ def train_on(
     origins: Mapping[str, str],
     resume: str,
     stop: StopRequest,
+    begins: Callable[[int], object] = lambda step: None,
+    cause: str = "",
 ) -> TrainResult:
     """Train as ``config`` says, together with the other ranks of ``ctx``.
 
     ``origins`` says where each value came from (see ``load_config``); it is logged with the run.
     ``resume``: ``auto`` continues from the run's newest checkpoint if it has one, a path from that
-    one, ``none`` starts anew. While it trains, ``stop`` listens. Raises ``UserError`` for what the
+    one, ``none`` starts anew. While it trains, ``stop`` listens.
+    ``begins`` hears of each step (the first is 0) as it begins. ``cause``: why a launcher takes the
+    run up again, if it does. Raises ``UserError`` for what the
     user can mend and ``CollectiveFailure`` when another rank died.
     """
     console = Console(stderr=False)
@@ -92,7 +96,7 @@ def train_on(
         keep=config.checkpoint.keep,
     )
     first_step = resume_from(resume, config, ctx, trainer, stream, store)
-    with open_records(config, ctx, trainer, folder, first_step, origins) as records:
+    with open_records(config, ctx, trainer, folder, first_step, origins, cause) as records:
         memory = MemoryRecord.before_training(
             config,
             ctx,
@@ -114,7 +118,7 @@ def train_on(
             clock=time.perf_counter,
             peak_flops=_peak_flops(config, ctx),
             stop=stop,
-            begins=watchdog.step,
+            begins=_both(watchdog.step, begins),
             recorder=recorder,
         )
         with stop.listening(), watchdog.watching():
@@ -143,6 +147,12 @@ def _build(config: RunConfig, ctx: ParallelContext, inputs: Inputs, recorder: Re
     if text.eos_token_id is None:  # from scratch: an export then knows where a text ends
         text.eos_token_id = inputs.tokenizer.eos_token_id
     return trainer
+
+
+def _both(
+    first: Callable[[int], object], second: Callable[[int], object]
+) -> Callable[[int], object]:
+    return lambda step: (first(step), second(step))
 
 
 def _peak_flops(config: RunConfig, ctx: ParallelContext) -> float:

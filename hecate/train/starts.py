@@ -5,6 +5,7 @@ A line for each start that came as far as training::
     {"step": 100, "time_s": ..., "ranks": 2, "nodes": 1, "environment": {"python": "3.11.2", ...}}
 
 ``step``: how many steps the run had done; ``environment``: names and values for people, of rank 0.
+Where a launcher took the run up again by itself, ``cause`` says why.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def record_start(
     node_of_rank: tuple[int, ...],
     device: torch.device,
     time_s: float,
+    cause: str = "",
 ) -> None:
     """Append this start to the file in ``folder``; that of a new run, of 0 steps, begins it anew.
 
@@ -53,6 +55,7 @@ def record_start(
         "time_s": round(time_s, 3),
         "ranks": len(node_of_rank),
         "nodes": len(set(node_of_rank)),
+        **({"cause": cause} if cause else {}),
         "environment": environment(device),
     }
     line = json.dumps(record, separators=(",", ":")) + "\n"

@@ -19,10 +19,18 @@ def told(*lines, starts=BEGUN, damage=UNHARMED, spent=NO_TIME):
 
 
 def test_starts_and_another_number_of_ranks():
-    starts = (Start(0, 0.0, 4, 1), Start(100, 0.0, 3, 1), Start(100, 0.0, 16, 2))
+    starts = (
+        Start(0, 0.0, 4, 1),
+        Start(100, 0.0, 3, 1, cause="rank 2 was ended by SIGKILL"),
+        Start(100, 0.0, 16, 2),
+    )
     assert told(starts=starts) == [
         (0, "start", "begun on 4 ranks"),
-        (100, "resume", "taken up again after step 100 on 3 ranks, before 4"),
+        (
+            100,
+            "resume",
+            "taken up again after step 100 on 3 ranks, before 4, since rank 2 was ended by SIGKILL",
+        ),
         (100, "resume", "taken up again after step 100 on 16 ranks of 2 nodes, before 3"),
     ]
 
