@@ -19,6 +19,7 @@
 | resume.py | executes | begins a run, anew or from a checkpoint |
 | records.py | executes | opens what a run writes as it goes: start, figures, loads |
 | notices.py | decides | what a run says to people beside its figures |
+| chatter.py | executes | what libraries warn of -> once, on one rank, above the live line |
 | expert_figures.py | decides | steps, seconds of all ranks -> what the log says of them |
 | router_health.py | decides | the routers' counts -> entropy, dead experts |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
@@ -31,5 +32,6 @@
 | starts.py | executes | where a run was begun and taken up, on what -> a file |
 | loads.py | executes | each step's router loads -> a file, and back |
 | plans/ | decides | recorded loads, policies -> what each would have made of them |
-| logging/ | executes | figures -> console, JSON Lines, Weights & Biases |
+| logging/ | executes | figures -> console, JSON Lines, Weights & Biases, TensorBoard |
+| profile/ | executes | chosen steps -> traces, and what of communication was exposed |
 """

@@ -17,6 +17,7 @@ from hecate.checkpoint.store import CheckpointStore
 from hecate.mesh import ParallelContext, Rendezvous, open_mesh, sum_over
 from hecate.train.adapters import share_of
 from hecate.train.build import Trainer, build_trainer
+from hecate.train.chatter import warned_once
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES
 from hecate.train.evaluate import yardsticks
@@ -96,7 +97,10 @@ def train_on(
         keep=config.checkpoint.keep,
     )
     first_step = resume_from(resume, config, ctx, trainer, stream, store)
-    with open_records(config, ctx, trainer, folder, first_step, origins, cause) as records:
+    with (
+        warned_once(ctx.rank),
+        open_records(config, ctx, trainer, folder, first_step, origins, cause) as records,
+    ):
         memory = MemoryRecord.before_training(
             config,
             ctx,

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
+from rich.table import Column
 
 from hecate.train.logging.config import LoggingConfig
 from hecate.train.logging.protocol import Run, Value
 
+TELLING = ("loss", "left", "speed", "imbalance")
+SHORTEST_BAR = 4
+
 
 class ConsoleSink:
-    """Shows step, loss, perplexity, bits per byte, speed, time left, gradient norm, load, memory.
+    """Shows step, loss, speed, imbalance and time left; where there is room, also perplexity, bits
+    per byte, gradient norm and memory.
 
-    On a terminal the bar and its figures are redrawn in place; evaluations are lines that stay.
-    Elsewhere (a file, a scheduler's log) every ``log`` is one line without control characters.
+    On a terminal that is one line, redrawn in place, with as many figures as its width has room
+    for; evaluations are lines that stay. Elsewhere (a file, a scheduler's log) every ``log`` is one
+    line with all of them, without control characters.
     """
 
     def __init__(
@@ -35,16 +40,17 @@ class ConsoleSink:
         self._resumed_step = resumed_step
         self._clock = clock
         self._started = clock()
-        self._figures = Text(no_wrap=True, overflow="ellipsis")
+        whole = Column(no_wrap=True)
         self._bar = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%  {task.fields[left]}"),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}", table_column=whole),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.percentage:>3.0f}%", table_column=whole),
+            TextColumn("{task.fields[figures]}", table_column=whole, markup=False),
             console=console,
             expand=True,
         )
-        self._task = self._bar.add_task("", total=total_steps, completed=resumed_step, left="")
-        self._live = Live(Group(self._bar, self._figures), console=console, refresh_per_second=4)
+        self._task = self._bar.add_task("", total=total_steps, completed=resumed_step, figures="")
+        self._live = Live(self._bar, console=console, refresh_per_second=4)
         if console.is_terminal:
             self._live.start()
 
@@ -53,19 +59,19 @@ class ConsoleSink:
         return cls(Console(), total_steps=run.total_steps, resumed_step=run.resumed_step)
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
-        training = _training_figures(values)
+        training = _training_figures(values, self._time_left(step))
         evaluation = _quality_figures(values, "eval/")
         if self._console.is_terminal:
-            left = self._time_left(step)
-            self._bar.update(self._task, completed=step, left=f"{left} left" if left else "")
-            if training:
-                self._figures.plain = "  ".join(training)
+            room = self._console.width - len(f"step {step}/{self._total_steps} 100%") - SHORTEST_BAR
+            shown = _fitting(training, room)
+            self._bar.update(self._task, completed=step)
+            if shown:
+                self._bar.update(self._task, figures="  ".join(shown))
             self._live.refresh()
         elif training:
-            left = self._time_left(step)
-            self._print(step, [*training, *([f"left {left}"] if left else [])])
+            self._print(step, list(training.values()))
         if evaluation:
-            self._print(step, ["held out:", *evaluation])
+            self._print(step, ["held out:", *evaluation.values()])
 
     def close(self) -> None:
         if self._live.is_started:
@@ -85,30 +91,61 @@ class ConsoleSink:
         return f"{hour}:{minute:02d}:{second:02d}"
 
 
-def _training_figures(values: Mapping[str, Value]) -> list[str]:
+def _training_figures(values: Mapping[str, Value], left: str) -> dict[str, str]:
     figures = _quality_figures(values, "")
     if (speed := _number(values, "tokens_per_s")) is not None:
-        figures.append(f"{_short(speed)} tok/s")
+        figures["speed"] = f"{_short(speed)} tok/s"
     if (norm := _number(values, "grad_norm")) is not None:
-        figures.append(f"grad {norm:.3g}")
-    load = values.get("load/experts_max_over_mean")
-    if isinstance(load, (list, tuple)) and load:
-        figures.append(f"load {max(load):.2f}")  # the worst layer's
+        figures["grad"] = f"grad {norm:.3g}"
+    if imbalance := _imbalance(values):
+        figures["imbalance"] = imbalance
     memory = _number(values, "memory/device_bytes") or _number(values, "memory/resident_bytes")
     if memory:
-        figures.append(f"mem {memory / 2**30:.1f} GiB")
+        figures["mem"] = f"mem {memory / 2**30:.1f} GiB"
+    if figures and left:
+        figures["left"] = f"left {left}"
     return figures
 
 
-def _quality_figures(values: Mapping[str, Value], prefix: str) -> list[str]:
-    figures = []
+def _imbalance(values: Mapping[str, Value]) -> str:
+    """The busiest rank's load over the mean in the worst layer, by owners alone and as computed.
+
+    With a single rank, the most loaded expert's over the mean.
+    """
+    owners, computed, experts = (
+        [one for one in of if isinstance(one, (int, float))] if isinstance(of, Sequence) else []
+        for of in (
+            values.get("load/ranks_max_over_mean"),
+            values.get("load/computed_max_over_mean"),
+            values.get("load/experts_max_over_mean"),
+        )
+    )
+    if owners and computed and max(*owners, *computed) > 1:
+        return f"imbalance {max(owners):.2f}->{max(computed):.2f}"
+    return f"load {max(experts):.2f}" if experts else ""
+
+
+def _fitting(figures: Mapping[str, str], room: int) -> list[str]:
+    """Those that ``room`` characters hold, the most telling ones first chosen; in their order."""
+    chosen: set[str] = set()
+    for name in (*TELLING, *figures):
+        if name in figures and name not in chosen:
+            width = len(figures[name]) + 2
+            if width > room:
+                break
+            chosen.add(name)
+            room -= width
+    return [text for name, text in figures.items() if name in chosen]
+
+
+def _quality_figures(values: Mapping[str, Value], prefix: str) -> dict[str, str]:
+    figures = {}
     for name, short, digits in (("loss", "loss", 4), ("perplexity", "ppl", 1)):
         if (number := _number(values, prefix + name)) is not None:
-            figures.append(
-                f"{short} {number:.{digits}f}" if number < 1e5 else f"{short} {number:.2g}"
-            )
+            shown = f"{number:.{digits}f}" if number < 1e5 else f"{number:.2g}"
+            figures[short] = f"{short} {shown}"
     if (bits := _number(values, prefix + "bits_per_byte")) is not None:
-        figures.append(f"bits/byte {bits:.3f}")
+        figures["bits"] = f"bits/byte {bits:.3f}"
     return figures
 
 

@@ -1,14 +1,12 @@
 """What a person sees: a bar on a real terminal, plain lines in a file."""
 
 import io
-import os
-import pty
 import re
-import select
-import subprocess
 import sys
 
+import pytest
 from rich.console import Console
+from terminals import on_a_terminal, screen
 
 from hecate.train.logging.console import ConsoleSink
 
@@ -19,6 +17,8 @@ VALUES = {
     "tokens_per_s": 12345.0,
     "grad_norm": 0.91234,
     "load/experts_max_over_mean": [1.1, 1.75],
+    "load/ranks_max_over_mean": [1.5, 1.2],
+    "load/computed_max_over_mean": [1.0, 1.04],
     "memory/resident_bytes": 3 * 2**30,
 }
 
@@ -48,7 +48,7 @@ def test_without_a_terminal_an_interval_is_one_line_without_control_characters()
     sink.close()
     assert out.getvalue() == (
         "step 10/100  loss 2.3457  ppl 10.4  bits/byte 1.234  12.3k tok/s  grad 0.912  "
-        "load 1.75  mem 3.0 GiB  left 0:04:30\n"
+        "imbalance 1.50->1.04  mem 3.0 GiB  left 0:04:30\n"
     )
 
 
@@ -77,6 +77,33 @@ def test_a_loss_that_exploded_stays_readable():
     assert out.getvalue().startswith("step 10/100  loss nan  ppl inf")
 
 
+def test_a_single_rank_has_only_the_load_of_its_experts():
+    out, _, sink = _plain()
+    even = {"load/ranks_max_over_mean": [1.0], "load/computed_max_over_mean": [1.0]}
+    sink.log(10, {"loss": 1.0, "load/experts_max_over_mean": [1.1, 1.75], **even})
+    assert "load 1.75" in out.getvalue() and "imbalance" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (200, "loss 2.3457  ppl 10.4  bits/byte 1.234  12.3k tok/s  grad 0.912  "),
+        (100, "loss 2.3457  ppl 10.4  12.3k tok/s  imbalance 1.50->1.04  left 0:04:30"),
+        (60, "loss 2.3457  12.3k tok/s  left 0:04:30"),
+    ],
+)
+def test_a_terminal_shows_on_one_line_what_it_has_room_for(width, shown):
+    out, now = io.StringIO(), Clock()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    sink = ConsoleSink(console, total_steps=100, clock=now)
+    now.now += 30
+    sink.log(10, VALUES)
+    sink.close()
+    (line,) = screen(out.getvalue())
+    assert len(line) <= width and shown in line
+    assert line.startswith("step 10/100 ") and " 10% " in line
+
+
 _ON_A_TERMINAL = """
 import sys
 from rich.console import Console
@@ -92,30 +119,12 @@ sink.close()
 """
 
 
-def test_on_a_terminal_there_is_a_live_bar():
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _ON_A_TERMINAL], stdout=theirs, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    shown = b""
-    while select.select([ours], [], [], 60)[0]:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
-    text = shown.decode()
+def test_on_a_terminal_there_is_a_live_line():
+    code, text = on_a_terminal([sys.executable, "-c", _ON_A_TERMINAL], width=100)
+    assert code == 0
     assert "\x1b[?25l" in text and text.rstrip().endswith("\x1b[?25h")  # the cursor comes back
-    assert "\x1b[1A" in text  # redrawn in place
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
-    assert "step 10/40" in plain and "25%" in plain and "━" in plain
-    assert "loss 2.5000  grad 1.5" in plain
-    assert "someone else prints" in plain
-    assert re.search(r"step 20/40  held out:  loss 2\.1250\s", plain)
-    assert re.search(r"step 30/40.*75%", plain)
+    said, held_out, line = screen(text)
+    assert said == "someone else prints"
+    assert held_out == "step 20/40  held out:  loss 2.1250"
+    assert re.match(r"step 30/40 ━+.* 75% loss 2\.0000  left \d", line)
+    assert "step 10/40" in text and "loss 2.5000  grad 1.5" in text, "it was drawn before"
