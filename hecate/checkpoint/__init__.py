@@ -7,6 +7,7 @@ integrity.py  executes              files -> records in meta.json -> whole or da
 agreement.py  executes              an error on one rank -> the same error on all
 writing.py    executes              live tensors -> staged copies -> DCP's files
 store.py      executes              a job's state <-> step-00000100
+mirror.py     executes              step-00000100 <-> an object store, whole or not at all
 architecture.py  decides            meta.json -> the model that a checkpoint holds
 reader.py     executes              step-00000100 -> one tensor, without a process group
 base.py       executes              a model's folder -> what tells it from others

@@ -28,15 +28,21 @@ def partial_folder(folder: Path, step: int) -> Path:
     return folder / f".step-{step:08d}.partial"
 
 
+def step_of(name: str) -> int | None:
+    """The step that a folder of this name is the checkpoint of, if it is one's name."""
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def saved_steps(folder: Path) -> dict[int, Path]:
     """The checkpoints in ``folder`` by step, oldest first; none where there is no such folder."""
     if not folder.is_dir():
         return {}
     found = {}
     for path in folder.iterdir():
-        match = _STEP.fullmatch(path.name)
-        if match and path.is_dir():
-            found[int(match[1])] = path
+        step = step_of(path.name)
+        if step is not None and path.is_dir():
+            found[step] = path
     return dict(sorted(found.items()))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from hecate.checkpoint import folder as folders
 from hecate.checkpoint import integrity
 from hecate.checkpoint.agreement import as_ours, gather, together
+from hecate.checkpoint.mirror import check_address
 from hecate.checkpoint.names import describe
 from hecate.checkpoint.writing import LocalPlanner, StagingBuffers, dcp_writer, local_pieces
 from hecate.config import Config
@@ -41,11 +42,22 @@ _NAMED_PROBLEMS = 5
 
 
 class CheckpointConfig(Config):
-    """How often to save, how many checkpoints to keep (0: all), and whether training goes on."""
+    """How often to save, how many checkpoints to keep (0: all), and whether training goes on.
+
+    ``mirror``: where each finished checkpoint is copied, and fetched from by ``--resume auto``: an
+    address of fsspec's (``s3://bucket/prefix``, ``gs://bucket/prefix``) or a path; "" is nowhere.
+    """
 
     every: int = Field(500, ge=1)
     keep: int = Field(2, ge=0)
     asynchronous: bool = True
+    mirror: str = ""
+
+    @field_validator("mirror")
+    @classmethod
+    def _without_credentials(cls, address: str) -> str:
+        check_address(address)
+        return address
 
 
 class _Save(threading.Thread):

@@ -25,6 +25,7 @@
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
 | footprint/ | decides | a configuration, a world size -> the memory of its fullest rank |
 | host_memory.py | executes | keeps freed memory with the process |
+| mirrored.py | executes | checkpoints that appear -> a mirror, and back |
 | workers/ | executes | the same training on the workers of a Ray cluster |
 | stopping.py | executes | signals -> the step under way is the last |
 | elastic/ | executes | ranks of one machine that replace each other |

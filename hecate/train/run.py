@@ -27,6 +27,7 @@ from hecate.train.inputs import Inputs, read_inputs
 from hecate.train.loop import TrainingLoop
 from hecate.train.memory import resident_bytes
 from hecate.train.metrics import PhaseClock
+from hecate.train.mirrored import fetch_newest, mirrored
 from hecate.train.notices import saying, silent, tell_result, tell_stop
 from hecate.train.peak import measure_peak_flops
 from hecate.train.profile import Recorder
@@ -81,6 +82,23 @@ def train_on(
     with together(ctx.groups.control, f"preparing the run folder {folder}"):
         if ctx.rank == 0:
             begin_folder(config, folder, resume)
+    fetch_newest(config, folder, resume, ctx.groups.control, say)
+    with mirrored(config, folder, ctx.rank, say):
+        return _train_in(folder, ctx, config, console, origins, resume, stop, begins, cause)
+
+
+def _train_in(
+    folder: Path,
+    ctx: ParallelContext,
+    config: RunConfig,
+    console: Console,
+    origins: Mapping[str, str],
+    resume: str,
+    stop: StopRequest,
+    begins: Callable[[int], object],
+    cause: str,
+) -> TrainResult:
+    say = silent if ctx.rank else saying(console)
     inputs = read_inputs(config, ctx, folder, console, say)
     watchdog = Watchdog(config.watchdog, ctx.rank, folder, clock=time.monotonic)
     phases = PhaseClock(time.perf_counter, watchdog.phase)

@@ -89,6 +89,9 @@ def _begin(job: Job, ctx: ParallelContext, node: str, desk: Desk, entered_s: flo
     resume = job.resume
     if ctx.rank == 0:
         step = max(saved_steps(job.folder / "checkpoints"), default=0)
-        if step > desk.begin(step, workers).first_step:
+        attempt = desk.begin(step, workers)
+        # Of what an attempt on another machine saved, the mirror may know more than this folder.
+        elsewhere = job.config.checkpoint.mirror and attempt.number > 1 and resume == "none"
+        if step > attempt.first_step or elsewhere:
             resume = "auto"
     return gather(control, "what to resume from", resume)[0]
