@@ -18,6 +18,8 @@ from hecate.report.events import events
 from hecate.report.facts import RunFolder, figures, headline, how_drawn, missing
 from hecate.report.html import Page, render
 from hecate.report.maps import ExpertMaps, expert_maps, layer_maps
+from hecate.report.profile import FILE as PROFILE
+from hecate.report.profile import read_profile
 from hecate.report.records import Floats
 from hecate.report.spent import phase_areas, time_spent
 from hecate.yaml_text import parse_yaml
@@ -58,6 +60,7 @@ def report(folder: Path, out: Path | None = None) -> Written:
         experts=experts,
         spent=spent,
         areas=phase_areas(training),
+        profile=read_profile(folder / PROFILE),
         events=events(run.metrics, training, run.starts, spent),
     )
     text = render(page).encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a character

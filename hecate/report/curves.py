@@ -134,6 +134,8 @@ def charts(metrics: Metrics, training: Training) -> list[Chart]:
         _plain(training, "grad", "Gradient norm", "", "grad_norm", "before clipping"),
         _plain(training, "rate", "Learning rate", "", "learning_rate"),
         _plain(training, "auxiliary", "Auxiliary loss", "", "auxiliary_loss", "of the routers"),
+        _plain(training, "experts", "Experts' FLOPs utilisation", "share", "experts/mfu"),
+        _plain(training, "skipped", "Steps left out", "count", "skipped_steps", "since the start"),
         _memory(training),
         _moved(training),
         _plain(training, "copies", "Copies of experts", "count", "load/copies", "in one step"),
@@ -160,7 +162,7 @@ MEMORY = {
 }
 SHOWN = frozenset(
     "loss perplexity bits_per_byte tokens_per_s mfu learning_rate grad_norm auxiliary_loss "
-    "load/copies load/moved_experts".split()
+    "load/copies load/moved_experts experts/mfu skipped_steps".split()
 ) | frozenset({**BYTES, **MEMORY})
 
 

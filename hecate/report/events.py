@@ -17,6 +17,7 @@ SPREADS = 6.0
 SHARE = 0.1
 MOST_OF_A_KIND = 12
 MOST_MOVES = 6
+LEAST_S = 0.1  # of a pause that is worth a word
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def events(
 ) -> list[Event]:
     """By step. Of each kind at most ``MOST_OF_A_KIND``, with a word on how many more there were."""
     found = [
-        *_starts(starts),
-        *_pauses(spent),
+        *_starts(starts, spent),
+        *_pauses(starts, spent),
         *_back(metrics),
         *_lost(training),
         *_jumps(training, "loss", "loss"),
@@ -69,8 +70,9 @@ def jumps(values: Floats) -> list[int]:
     return found
 
 
-def _starts(starts: Sequence[Start]) -> list[Event]:
+def _starts(starts: Sequence[Start], spent: Spent) -> list[Event]:
     made = []
+    away = {pause.after_step: pause.seconds for pause in spent.pauses if pause.taken_up}
     before: Start | None = None
     for start in starts:
         ranks = ""
@@ -83,14 +85,20 @@ def _starts(starts: Sequence[Start]) -> list[Event]:
         what = f"taken up again after step {start.step:,}" if start.step else "begun"
         kind = "resume" if start.step else "start"
         why = f", since {start.cause}" if start.cause else ""
-        made.append(Event(start.step, kind, what + ranks + why, start.time_s))
+        lost_s = away.pop(start.step, 0.0)
+        gap = f"; {duration(lost_s)} without training" if lost_s >= LEAST_S else ""
+        made.append(Event(start.step, kind, what + ranks + why + gap, start.time_s))
         before = start
     return capped(made, "more starts")
 
 
-def _pauses(spent: Spent) -> list[Event]:
+def _pauses(starts: Sequence[Start], spent: Spent) -> list[Event]:
+    """But for those that a start tells of."""
+    told = {start.step for start in starts}
     made = []
     for pause in spent.pauses:
+        if pause.seconds < LEAST_S or (pause.taken_up and pause.after_step in told):
+            continue
         why = "with a new start between them" if pause.taken_up else "without a new start"
         text = f"{duration(pause.seconds)} between two lines that no training accounts for, {why}"
         made.append(Event(pause.after_step, "pause", text))

@@ -17,16 +17,17 @@ from html import escape
 from importlib import resources
 
 from hecate.report.curves import Chart
-from hecate.report.events import Event, duration
+from hecate.report.events import Event, counted, duration
 from hecate.report.facts import Figure, RunFolder, moment
 from hecate.report.maps import LOWEST, OCTAVES, ExpertMaps, LayerMaps
+from hecate.report.profile import Profile
 from hecate.report.spent import PhaseAreas, Spent
 
 STYLE = "page.css"
 SCRIPTS = ("words.js", "axes.js", "curves.js", "areas.js", "maps.js", "page.js")
 
 CURVES = (
-    ("Training", ("loss", "speed", "mfu", "grad", "rate", "auxiliary")),
+    ("Training", ("loss", "speed", "mfu", "experts", "grad", "rate", "auxiliary", "skipped")),
     ("Plan changes", ("moved", "copies", "bytes", "missed", "waits")),
     ("Memory", ("memory",)),
 )
@@ -57,6 +58,7 @@ class Page:
     experts: ExpertMaps | None
     spent: Spent
     areas: PhaseAreas
+    profile: Profile | None
     events: list[Event]
 
     @property
@@ -178,8 +180,9 @@ def _curves(title: str, keys: Sequence[str], charts: dict[str, Chart]) -> str:
 
 def _time(page: Page) -> str:
     spent = page.spent
+    profiled = _profile(page.profile) if page.profile else ""
     if not spent.total_s:
-        return ""
+        return _section("Where time went", profiled) if profiled else ""
     parts = [(name, name.replace("_", " "), s) for name, s in spent.phases.items()]
     parts += [
         ("evaluation", "evaluations, and checkpoints before them", spent.evaluations_s),
@@ -207,8 +210,39 @@ def _time(page: Page) -> str:
         f"<div class=bar>{bar}</div><div class=grid>"
         f"<div><table><tbody>{rows}</tbody></table>{paused}</div>"
         "<figure data-areas><figcaption><b>Seconds of a step</b><output></output></figcaption>"
-        "</figure></div>",
+        f"</figure></div>{profiled}",
     )
+
+
+def _profile(profile: Profile) -> str:
+    """Two tables of milliseconds: what was exposed first, since phases hold what waits."""
+    steps = f"steps {profile.first_step:,} to {profile.last_step:,}"
+    kinds = "".join(
+        f"<tr><td>{escape(kind)}</td>{_ms(moving)}{_ms(hidden)}{_ms(exposed)}"
+        f"<td>{hidden / moving if moving else 0:.0%}</td></tr>"
+        for kind, (moving, hidden, exposed) in profile.communication.items()
+    )
+    phases = "".join(
+        f"<tr><td>{escape(name)}</td>{_ms(forward)}{_ms(backward)}"
+        f"<td>{(forward + backward) / profile.step_s if profile.step_s else 0:.1%}</td></tr>"
+        for name, (forward, backward) in profile.phases.items()
+    )
+    means = f"{1e3 * profile.step_s:,.1f} ms, means over {counted(profile.num_ranks, 'rank')}"
+    return (
+        f"<h3>Profiled {steps}</h3><p>Milliseconds of a step of {means}. Hidden is what of "
+        "communication lay beside computation.</p><div class=grid>"
+        f"<div>{_table(('under way', 'hidden', 'exposed', 'overlap'), kinds)}</div>"
+        f"<div>{_table(('forward', 'backward', 'share'), phases)}</div></div>"
+    )
+
+
+def _table(columns: Sequence[str], rows: str) -> str:
+    heads = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
+    return f"<table class=ms><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _ms(seconds: float) -> str:
+    return f"<td>{1e3 * seconds:,.2f}</td>"
 
 
 def _experts(page: Page) -> str:

@@ -35,6 +35,22 @@ def test_starts_and_another_number_of_ranks():
     ]
 
 
+def test_a_start_tells_of_the_pause_before_it():
+    starts = (Start(0, 0.0, 2, 1), Start(20, 0.0, 2, 1), Start(40, 0.0, 2, 1))
+    pauses = (Pause(20, 90.0, True), Pause(30, 60.0, True), Pause(40, 0.0, True))
+    assert told(starts=starts, spent=Spent(pauses=pauses)) == [
+        (0, "start", "begun on 2 ranks"),
+        (20, "resume", "taken up again after step 20 on 2 ranks; 1 min 30 s without training"),
+        # after step 30 the file lacks what the start at 40 went on from
+        (
+            30,
+            "pause",
+            "1 min between two lines that no training accounts for, with a new start between them",
+        ),
+        (40, "resume", "taken up again after step 40 on 2 ranks"),
+    ]
+
+
 def test_a_pause_and_a_file_that_goes_back():
     found = told(damage=Damage(back_to=(30,)), spent=Spent(pauses=(Pause(20, 7200.0, False),)))
     assert found[1:] == [
