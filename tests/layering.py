@@ -58,6 +58,7 @@ PURE = frozenset(
         "collectives.schedule",
         "collectives.topology",
         "hecate.bench.divergence",
+        "hecate.bench.effective",
         "hecate.bench.margins",
         "hecate.bench.replay",
         "hecate.bench.routing_traces",

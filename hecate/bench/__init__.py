@@ -14,6 +14,9 @@
 | replay.py | decides | a trace in whole numbers; its choices in the router's place |
 | recorded_loads.py | executes | the loads of a real training |
 | margins.py | decides | steps of all strategies -> rows and summary |
+| faults.py | executes | runs whose ranks are killed, gone on with in three ways -> a report |
+| disturbed.py | executes | such a run, and who kills |
+| effective.py | decides | when steps were done -> what of the time counts |
 | network.py | executes | transports and plans over a slow link between two nodes -> a report |
 | namespaces.py | executes | two network namespaces and the link between them |
 | node_ranks.py | executes | a rank in one of them, its collectives and steps |
@@ -41,6 +44,7 @@
 from collections.abc import Callable
 
 from hecate.bench.curves import bench_curves
+from hecate.bench.faults import bench_faults
 from hecate.bench.fssdp import bench_fssdp
 from hecate.bench.machine import machine_facts, source_commit
 from hecate.bench.network import bench_network
@@ -54,6 +58,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "train": bench_train,
     "fssdp": bench_fssdp,
     "network": bench_network,
+    "faults": bench_faults,
     "planner": bench_planner,
     "paper": bench_paper,
     "simulator": bench_simulator,

@@ -1,0 +1,53 @@
+"""What of a run's time counts, on times worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from hecate.bench.effective import Course, best_interval
+
+
+def course(*done_s: float) -> Course:
+    return Course.of([{"step": step, "time_s": s} for step, s in enumerate(done_s, 1)])
+
+
+def test_a_run_without_failures_is_all_effective() -> None:
+    calm = course(10.0, 11.0, 12.0, 13.0)
+    assert (calm.steps, calm.step_s, calm.effective(1.0)) == (3, 1.0, 1.0)
+    assert calm.losses([]) == []
+
+
+def test_a_failure_costs_the_work_since_the_save_and_the_way_back() -> None:
+    """Killed at 14.5, when the steps done at 13 and 14 were not saved; the step after the one done
+    at 12 is done again at 18: five steps of a second in eight."""
+    run = course(10.0, 11.0, 12.0, 18.0, 19.0)
+    assert run.effective(1.0) == pytest.approx(4 * 1.0 / 9.0)
+    (loss,) = run.losses([14.5])
+    assert (loss.step, loss.work_s, loss.back_s) == (3, 2.5, 2.5)
+
+
+def test_a_kill_after_the_last_step_is_no_loss() -> None:
+    assert course(10.0, 11.0, 12.0).losses([12.5]) == []
+
+
+def test_lines_that_are_not_one_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="a line for each step"):
+        Course.of([{"step": 1, "time_s": 0.0}, {"step": 3, "time_s": 1.0}])
+
+
+def test_a_save_costs_what_the_steps_after_it_take_longer() -> None:
+    """Of 100 steps of a second, the two after steps 40 and 80 take 1.5 and 1.25 seconds."""
+    gaps = [1.0] * 100
+    for saved in (40, 80):
+        gaps[saved], gaps[saved + 1] = 1.5, 1.25
+    done_s, now_s = [], 0.0
+    for gap in gaps:
+        now_s += gap
+        done_s.append(now_s)
+    assert course(*done_s).save_stall_s(40) == pytest.approx(0.75)
+
+
+def test_youngs_interval() -> None:
+    """sqrt(2 x 0.3 x 60) = 6 seconds."""
+    assert best_interval(step_s=0.5, save_s=0.3, mean_time_between_failures_s=60) == 12
+    assert best_interval(step_s=0.5, save_s=0.0, mean_time_between_failures_s=60) == 1
