@@ -13,6 +13,9 @@ from hecate.fssdp.config import ExpertsConfig
 from hecate.planner.costs import StepCosts
 from hecate.train.loads import LoadsHeader, LoadsRecorder
 from hecate.train.logging.jsonl import JsonlSink
+from hecate.train.profile.overlap import Overlap
+from hecate.train.profile.phases import Label
+from hecate.train.profile.summary import RankProfile, as_record
 
 CONFIG = """\
 name: small
@@ -119,3 +122,20 @@ def write_large(folder: Path, *, steps: int, every: int, layers: int, experts: i
             rest = json.dumps(record, separators=(",", ":"))[1:]
             file.write(f'{{"load/tokens_per_expert":{tables[place % 2]},{rest}\n')
     (folder / "config.yaml").write_text(CONFIG.format(steps=steps))
+
+
+def write_profile(folder: Path) -> None:
+    """Of two ranks and two steps; what they spent and exposed is added up over both steps."""
+    ranks = [
+        RankProfile(
+            rank,
+            2,
+            0.4,
+            {Label("experts", 0): 0.1, Label("experts", 0, backward=True): 0.2},
+            {"sparse gather": Overlap(4, 0.04, 0.04 * rank)},
+        )
+        for rank in range(2)
+    ]
+    path = folder / "profile" / "summary.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(as_record(ranks, first_step=3)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from browser import seen
-from run_folders import write_large, write_loads, write_run
+from run_folders import write_large, write_loads, write_profile, write_run
 
 from hecate.report import report
 
@@ -34,6 +34,7 @@ return {
   areas: all(".area").length,
   paper: window.getComputedStyle(document.body).backgroundColor,
   shades: new Set(all("path.level").map((path) => window.getComputedStyle(path).fill)).size,
+  heads: all(".ms th").map((head) => head.getBoundingClientRect().height),
   text: document.body.innerText,
 };
 """
@@ -41,7 +42,9 @@ return {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report(write_run(tmp_path_factory.mktemp("small"))).path
+    run = write_run(tmp_path_factory.mktemp("small"))
+    write_profile(run)
+    return report(run).path
 
 
 @pytest.mark.parametrize("width", [390, 1200])
@@ -50,6 +53,8 @@ def test_a_small_run_is_drawn_whole(small: Path, width: int) -> None:
     assert console == []
     assert found["width"] == width and found["requests"] == 0
     assert found["overflow"] == 0 and found["beyond"] == []
+    assert "Profiled steps 4 to 5" in found["text"]
+    assert all(height < 30 for height in found["heads"]), "no word is broken"
     # Three lines were logged, of four layers of eight experts, and 30 steps of loads.
     assert found["points"]["loss"] == [3] and found["dots"] == 3 + 1
     assert found["points"]["bytes"] == [3, 3] and found["points"]["speed"] == [3]

@@ -1,33 +1,12 @@
 """What a profile left, read and drawn, and whatever else lies there passed over."""
 
-import json
 from pathlib import Path
 
 import pytest
-from run_folders import write_run
+from run_folders import write_profile, write_run
 
 from hecate.report import report
 from hecate.report.profile import FILE, read_profile
-from hecate.train.profile.overlap import Overlap
-from hecate.train.profile.phases import Label
-from hecate.train.profile.summary import RankProfile, as_record
-
-
-def write_profile(folder: Path) -> None:
-    """Of two ranks and two steps; what they spent and exposed is added up over both steps."""
-    ranks = [
-        RankProfile(
-            rank,
-            2,
-            0.4,
-            {Label("experts", 0): 0.1, Label("experts", 0, backward=True): 0.2},
-            {"sparse gather": Overlap(4, 0.04, 0.04 * rank)},
-        )
-        for rank in range(2)
-    ]
-    path = folder / FILE
-    path.parent.mkdir()
-    path.write_text(json.dumps(as_record(ranks, first_step=3)))
 
 
 def test_what_training_wrote_is_read(tmp_path: Path) -> None:
