@@ -2,6 +2,7 @@
 
 A chart is called ``section/name``. A metric of one number for each layer becomes two curves, its
 mean and its maximum, and a heat map; one of layers and experts becomes a heat map for each layer.
+Of many layers with many experts, neighbouring experts are added up, so that a line stays small.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hecate.train.logging.protocol import Value
+
+MOST_NUMBERS = 4096  # in all heat maps of a metric: about as many as can be told apart
 
 SECTIONS = {
     "loss": "train",
@@ -82,9 +85,18 @@ def _add(charts: Charts, name: str, value: Value) -> None:
     rows = [row for row in value if not isinstance(row, (int, float))]
     digits = len(str(len(rows) - 1))
     for layer, row in enumerate(rows):
-        charts.maps[f"{name}/layer_{layer:0{digits}d}"] = row
+        most = max(1, MOST_NUMBERS // len(rows))
+        charts.maps[f"{name}/layer_{layer:0{digits}d}"] = _together(row, most)
     numbers = [one for one in value if isinstance(one, (int, float))]
     if numbers:
         charts.curves[f"{name}/mean"] = sum(numbers) / len(numbers)
         charts.curves[f"{name}/max"] = max(numbers)
         charts.maps[f"{name}/by_layer"] = numbers
+
+
+def _together(row: Sequence[float], most: int) -> Sequence[float]:
+    """``row``, or the sums of as few neighbours each as make it no longer than ``most``."""
+    stride = max(1, -(-len(row) // most))
+    if stride == 1:
+        return row
+    return [sum(row[start : start + stride]) for start in range(0, len(row), stride)]

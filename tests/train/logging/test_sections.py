@@ -45,3 +45,11 @@ def test_phases_are_shares_as_well() -> None:
 def test_layers_sort_by_their_numbers() -> None:
     maps = charts_of({"load/tokens_per_expert": [[1]] * 11}).maps
     assert [name[-8:] for name in maps][:2] == ["layer_00", "layer_01"]
+
+
+def test_many_experts_of_many_layers_are_added_up() -> None:
+    maps = charts_of({"load/tokens_per_expert": [[1] * 256] * 61}).maps
+    assert len(maps) == 61
+    assert maps["experts/tokens_per_expert/layer_60"] == [4] * 64
+    (row,) = charts_of({"load/tokens_per_expert": [[1] * 256]}).maps.values()
+    assert row == [1] * 256
