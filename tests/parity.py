@@ -48,6 +48,7 @@ class Case:
     policy: str = "fssdp"
     rematerialize: bool = False
     dense: DenseConfig = DenseConfig()
+    unlabelled: int = 0  # of the rows, the last ones
 
 
 def sizes_of(case: Case) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def global_batches(case: Case) -> list[list[Batch]]:
                     positions[row, start : start + length] = torch.arange(length)
                     labels[row, start + length - 1] = -100
                     start += length
+            labels[case.rows - case.unlabelled :] = -100
             micro_batches.append((ids, labels, positions))
         steps.append(micro_batches)
     return steps

@@ -47,19 +47,19 @@ def run_ranks(
 
 
 def run_mortals(
-    fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 60.0, **mesh: Any
+    fn: Callable[..., Any], world_size: int, *args: Any, within_s: float = 60.0, **mesh: Any
 ) -> dict[int, Any]:
     """``run_ranks`` for ranks that may kill themselves: the results of those that did not, by rank.
 
-    ``mesh``: settings of the mesh. The groups are left as they are at the end, since without all
-    ranks they cannot be closed.
+    ``within_s``: seconds for all of it. ``mesh``: settings of the mesh. The groups are left as they
+    are at the end, since without all ranks they cannot be closed.
     """
     results: dict[int, Any] = {}
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + within_s
     with _ranks(_mortal_main, fn, world_size, (mesh, *args)) as ends:
         for rank, end in enumerate(ends):
             if not end.poll(max(0.0, deadline_s - time.monotonic())):
-                raise RankError(f"rank {rank} gave nothing in {timeout_s:.0f} s")
+                raise RankError(f"rank {rank} gave nothing in {within_s:.0f} s")
             with suppress(EOFError):
                 failed, results[rank] = pickle.loads(end.recv_bytes())
                 if failed:

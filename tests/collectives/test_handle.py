@@ -69,7 +69,7 @@ def dying_on_rank(ctx: ParallelContext, name: str, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["gather", "reduce"])
 @pytest.mark.parametrize("name", sorted(TRANSPORTS))
 def test_a_killed_rank_ends_the_others_with_an_error(name, kind):
-    heard = run_mortals(dying_on_rank, WORLD, name, kind, timeout_s=TIMEOUT_S + 20)
+    heard = run_mortals(dying_on_rank, WORLD, name, kind, within_s=TIMEOUT_S + 20)
     what = "sparse all-gather" if kind == "gather" else "sparse reduce-scatter"
     assert sorted(heard) == [0, 1, 3]
     for rank, text in heard.items():

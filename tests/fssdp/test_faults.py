@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 from ranks import run_mortals, run_ranks
 from scripted import Scripted
 from toy_models import toy_config
@@ -18,7 +21,7 @@ from hecate.mesh import ParallelContext
 from hecate.models.build import meta_model
 from hecate.planner.load import LoadWindow
 
-WORLD, VICTIM, TIMEOUT_S = 4, 1, 3.0
+WORLD, VICTIM, TIMEOUT_S = 4, 1, 6.0
 EVERYWHERE = {e: tuple(range(WORLD)) for e in range(16)}
 # Of as many bytes that no socket's buffer takes them.
 WIDE = {"moe_intermediate_size": 4096}
@@ -53,7 +56,7 @@ def planning_on_rank(ctx: ParallelContext) -> str:
 
 
 def test_who_compares_plans_with_a_dead_rank_says_so():
-    heard = run_mortals(planning_on_rank, WORLD, timeout_s=40)
+    heard = run_mortals(planning_on_rank, WORLD, within_s=40)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the comparison of plans failed" in text
@@ -77,7 +80,7 @@ def gather_on_rank(ctx: ParallelContext) -> str:
 
 @pytest.mark.parametrize("ranks_per_node", [WORLD, 2])
 def test_who_waits_for_copies_of_a_dead_rank_says_of_which_layer(ranks_per_node):
-    heard = run_mortals(gather_on_rank, WORLD, timeout_s=40, ranks_per_node=ranks_per_node)
+    heard = run_mortals(gather_on_rank, WORLD, within_s=40, ranks_per_node=ranks_per_node)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the gather of model.layers.1.mlp.experts failed" in text
@@ -106,10 +109,49 @@ def reduction_on_rank(ctx: ParallelContext) -> str:
 
 @pytest.mark.parametrize("ranks_per_node", [WORLD, 2])
 def test_who_waits_for_gradients_of_a_dead_rank_says_of_which_layer(ranks_per_node):
-    heard = run_mortals(reduction_on_rank, WORLD, timeout_s=40, ranks_per_node=ranks_per_node)
+    heard = run_mortals(reduction_on_rank, WORLD, within_s=40, ranks_per_node=ranks_per_node)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the reduction of model.layers.1.mlp.experts failed" in text
+
+
+@dataclass(frozen=True)
+class Stuck(Scripted):
+    """Dies once every rank's counts of a layer are known, or only when nobody waits any more."""
+
+    waits_s: float = 0.0
+
+    def route(self, counts_WE: np.ndarray, placement: Placement) -> np.ndarray:
+        time.sleep(self.waits_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().route(counts_WE, placement)
+
+
+def exchange_on_rank(ctx: ParallelContext, waits_s: float) -> str:
+    """The victim has no tokens, but experts that the others' tokens are for."""
+    config = toy_config("qwen3_moe")
+    model = meta_model(config)
+    policy = Stuck([], waits_s=waits_s) if ctx.rank == VICTIM else Scripted([])
+    experts = shard_experts(model, ctx, policy)
+    x_TD = torch.ones(0 if ctx.rank == VICTIM else 8, config.hidden_size)
+    index_TK = torch.arange(2 * len(x_TD)).view(-1, 2) % config.num_experts
+    experts.begin_step(0, 1)
+    try:
+        model.get_submodule("model.layers.0.mlp.experts")(
+            x_TD, index_TK, torch.ones(index_TK.shape)
+        )
+    except CollectiveFailure as failure:
+        return str(failure)
+    return "nothing went wrong"
+
+
+@pytest.mark.parametrize("waits_s", [0.0, 1.5 * TIMEOUT_S], ids=["dies", "hangs"])
+def test_who_waits_for_rows_of_a_rank_says_in_which_layer(waits_s):
+    heard = run_mortals(exchange_on_rank, WORLD, waits_s, within_s=40, timeout_s=TIMEOUT_S)
+    assert sorted(heard) == [0, 2, 3]
+    for rank, text in heard.items():
+        assert f"rank {rank}: the token exchange of model.layers.0.mlp.experts failed" in text
+        assert "most likely because another rank died or hung" in text
 
 
 @dataclass(frozen=True)

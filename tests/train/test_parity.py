@@ -60,6 +60,7 @@ def test_fp64_steps_equal_the_reference(case: Case, world_size: int) -> None:
         ),
         pytest.param(replace(BASE, experts=3), 4, id="more-ranks-than-experts"),
         pytest.param(replace(BASE, one_token=True, rows=4), 3, id="most-experts-without-tokens"),
+        pytest.param(replace(BASE, unlabelled=1), 3, id="a-rank-without-labels"),
         pytest.param(replace(BASE, attention="sdpa"), 2, id="sdpa"),
         pytest.param(
             replace(BASE, family="gpt_oss", checkpointing=True, accumulation=3),
