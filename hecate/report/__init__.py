@@ -10,7 +10,7 @@ training code writes.
 | lines.py | executes | a file of JSON lines -> its lines, and what was passed over |
 | metrics.py | executes | metrics.jsonl -> what was logged, each step once |
 | loads.py | executes | loads.jsonl -> where each step lies, the loads of some |
-| starts.py | executes | starts.jsonl -> where a run was begun and taken up |
+| starts.py | executes | starts.jsonl, recoveries.jsonl -> where a run was begun and taken up |
 | profile.py | executes | profile/summary.json -> phases, what was left exposed |
 | bins.py | decides | long series -> as many means as can be seen |
 | curves.py | decides | what was logged -> curves over steps |

@@ -61,7 +61,13 @@ def report(folder: Path, out: Path | None = None) -> Written:
         spent=spent,
         areas=phase_areas(training),
         profile=read_profile(folder / PROFILE),
-        events=events(run.metrics, training, run.starts, spent),
+        events=events(
+            run.metrics,
+            training,
+            run.starts,
+            spent,
+            starts_file.read_recoveries(folder / starts_file.RECOVERIES),
+        ),
     )
     text = render(page).encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a character
     path = out or folder / OUT

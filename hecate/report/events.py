@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hecate.report.curves import Training
-from hecate.report.records import Floats, Metrics, Start
+from hecate.report.records import Floats, Metrics, Recovery, Start
 from hecate.report.spent import Spent
 
 WINDOW = 20
@@ -31,11 +31,15 @@ class Event:
 
 
 def events(
-    metrics: Metrics, training: Training, starts: Sequence[Start], spent: Spent
+    metrics: Metrics,
+    training: Training,
+    starts: Sequence[Start],
+    spent: Spent,
+    recoveries: Sequence[Recovery] = (),
 ) -> list[Event]:
     """By step. Of each kind at most ``MOST_OF_A_KIND``, with a word on how many more there were."""
     found = [
-        *_starts(starts, spent),
+        *_starts(starts, spent, recoveries),
         *_pauses(starts, spent),
         *_back(metrics),
         *_lost(training),
@@ -70,8 +74,9 @@ def jumps(values: Floats) -> list[int]:
     return found
 
 
-def _starts(starts: Sequence[Start], spent: Spent) -> list[Event]:
+def _starts(starts: Sequence[Start], spent: Spent, recoveries: Sequence[Recovery]) -> list[Event]:
     made = []
+    open_recoveries = list(recoveries)
     away = {pause.after_step: pause.seconds for pause in spent.pauses if pause.taken_up}
     before: Start | None = None
     for start in starts:
@@ -86,10 +91,28 @@ def _starts(starts: Sequence[Start], spent: Spent) -> list[Event]:
         kind = "resume" if start.step else "start"
         why = f", since {start.cause}" if start.cause else ""
         lost_s = away.pop(start.step, 0.0)
+        mended = next(
+            (
+                r
+                for r in open_recoveries
+                if start.cause and r.step == start.step and r.cause == start.cause
+            ),
+            None,
+        )
         gap = f"; {duration(lost_s)} without training" if lost_s >= LEAST_S else ""
+        if mended is not None:
+            open_recoveries.remove(mended)
+            gap = _mended(mended)
         made.append(Event(start.step, kind, what + ranks + why + gap, start.time_s))
         before = start
     return capped(made, "more starts")
+
+
+def _mended(recovery: Recovery) -> str:
+    again = recovery.at_step - recovery.step
+    steps = f", {counted(again, 'step')} again" if again > 0 else ""
+    took_s = sum(recovery.seconds.values())
+    return f" in step {recovery.at_step + 1:,}{steps}; the first was done {duration(took_s)} later"
 
 
 def _pauses(starts: Sequence[Start], spent: Spent) -> list[Event]:

@@ -82,6 +82,21 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """A job of ours went on by itself after ``step``: a rank failed in the step after ``at_step``.
+
+    ``seconds``: until its first step was done, by what they went to.
+    """
+
+    step: int
+    cause: str
+    at_step: int
+    ranks_before: int
+    ranks_after: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class LoadSteps:
     """Where the loads of each step lie: those of ``steps[i]`` (from 1) begin at ``offsets[i]``.
 

@@ -1,6 +1,7 @@
-"""``starts.jsonl`` -> where a run was begun and taken up again, and on what.
+"""``starts.jsonl`` -> where a run was begun and taken up again, and on what; ``recoveries.jsonl``.
 
 ``hecate.train.starts`` writes it. Of a run without one, the headers of its loads tell the steps.
+The other, of ``hecate.train.elastic``, says what a job that mends itself lost by each failure.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import math
 from pathlib import Path
 
 from hecate.report.lines import Tally, lines_of, number, parsed
-from hecate.report.records import Damage, Start
+from hecate.report.records import Damage, Recovery, Start
 
 FILE = "starts.jsonl"
+RECOVERIES = "recoveries.jsonl"
 
 
 def read_starts(path: Path) -> tuple[tuple[Start, ...], Damage]:
@@ -36,6 +38,33 @@ def read_starts(path: Path) -> tuple[tuple[Start, ...], Damage]:
             )
         )
     return tuple(starts), tally.damage()
+
+
+def read_recoveries(path: Path) -> tuple[Recovery, ...]:
+    """Every recovery in ``path``; lines that cannot be read are passed over, as they add to starts.
+
+    Raises ``StorageError``.
+    """
+    found = []
+    for line in lines_of(path):
+        record = parsed(line.text) if line.whole else None
+        ranks = record.get("ranks") if record else None
+        seconds = record.get("seconds") if record else None
+        if record is None or not isinstance(ranks, list) or len(ranks) != 2:
+            continue
+        found.append(
+            Recovery(
+                record["step"],
+                str(record.get("cause", "")),
+                int(_known(record.get("at_step"))),
+                int(_known(ranks[0])),
+                int(_known(ranks[1])),
+                {str(name): _known(s) for name, s in seconds.items()}
+                if isinstance(seconds, dict)
+                else {},
+            )
+        )
+    return tuple(found)
 
 
 def _known(value: object) -> float:

@@ -5,16 +5,16 @@ import pytest
 
 from hecate.report.curves import Training
 from hecate.report.events import MOST_MOVES, MOST_OF_A_KIND, duration, events, jumps
-from hecate.report.records import Damage, Logged, Metrics, Start
+from hecate.report.records import Damage, Logged, Metrics, Recovery, Start
 from hecate.report.spent import Pause, Spent
 
 BEGUN = (Start(0),)
 UNHARMED, NO_TIME = Damage(), Spent()
 
 
-def told(*lines, starts=BEGUN, damage=UNHARMED, spent=NO_TIME):
+def told(*lines, starts=BEGUN, damage=UNHARMED, spent=NO_TIME, recoveries=()):
     metrics = Metrics(tuple(Logged(s, 0.0, values, {}) for s, values in lines), (), damage)
-    found = events(metrics, Training.of(metrics, starts), starts, spent)
+    found = events(metrics, Training.of(metrics, starts), starts, spent, recoveries)
     return [(event.step, event.kind, event.text) for event in found]
 
 
@@ -49,6 +49,21 @@ def test_a_start_tells_of_the_pause_before_it():
         ),
         (40, "resume", "taken up again after step 40 on 2 ranks"),
     ]
+
+
+def test_a_recovery_is_told_with_the_start_that_it_led_to():
+    cause = "rank 1 was ended by SIGKILL"
+    starts = (Start(0, 0.0, 2, 1), *(Start(50, 0.0, 2, 1, cause=cause) for _ in range(2)))
+    recoveries = (Recovery(50, cause, 57, 2, 2, {"leave": 0.5, "join": 1.0, "step": 0.5}),)
+    spent = Spent(pauses=(Pause(50, 9.0, True),))
+    first, second = told(starts=starts, spent=spent, recoveries=recoveries)[1:]
+    again = "taken up again after step 50 on 2 ranks, since rank 1 was ended by SIGKILL"
+    assert first == (
+        50,
+        "resume",
+        f"{again} in step 58, 7 steps again; the first was done 2 s later",
+    )
+    assert second == (50, "resume", again), "one that failed before its first step"
 
 
 def test_a_pause_and_a_file_that_goes_back():

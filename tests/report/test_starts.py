@@ -1,8 +1,11 @@
 """starts.jsonl, as far as it can be read."""
 
+from pathlib import Path
+
 from run_folders import write_starts
 
-from hecate.report.starts import read_starts
+from hecate.report.starts import RECOVERIES, read_recoveries, read_starts
+from hecate.train.elastic.recoveries import Recovery, record_recovery
 
 
 def test_starts_are_read_in_order(tmp_path):
@@ -26,3 +29,16 @@ def test_what_is_no_start_is_passed_over(tmp_path):
 
 def test_there_may_be_no_file(tmp_path):
     assert read_starts(tmp_path / "starts.jsonl")[0] == ()
+
+
+def test_recoveries_are_read_as_a_job_wrote_them(tmp_path: Path) -> None:
+    seconds = {"leave": 0.5, "fork": 0.25}
+    written = Recovery(50, 1.8e9, "rank 1 was ended by SIGKILL", 57, 3, 2, seconds)
+    record_recovery(tmp_path, written)
+    path = tmp_path / RECOVERIES
+    with path.open("a") as file:
+        file.write('[]\n{"step": 1}\n{"step": 60, "ra')
+    (read,) = read_recoveries(path)
+    assert (read.step, read.cause, read.at_step) == (50, written.cause, 57)
+    assert (read.ranks_before, read.ranks_after, read.seconds) == (3, 2, seconds)
+    assert read_recoveries(tmp_path / "none") == ()
