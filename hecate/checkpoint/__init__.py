@@ -3,7 +3,8 @@
 file          decides or executes   in -> out
 names.py      decides               layer and expert -> key
 folder.py     executes              a folder -> its checkpoints; how one appears and goes
-integrity.py  executes              files -> records in meta.json -> whole or damaged
+integrity.py  executes              tensors in files -> their sums in meta.json -> whole or damaged
+stages.py     decides               how far a save has come
 agreement.py  executes              an error on one rank -> the same error on all
 writing.py    executes              live tensors -> staged copies -> DCP's files
 store.py      executes              a job's state <-> step-00000100

@@ -12,6 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
+from hecate.checkpoint.stages import Reached, Stage, unnoticed
 from hecate.errors import CheckpointError
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -107,12 +108,13 @@ def publish(partial: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def keep_newest(folder: Path, keep: int) -> None:
+def keep_newest(folder: Path, keep: int, reached: Reached = unnoticed) -> None:
     """Delete all but the ``keep`` newest checkpoints; 0 keeps all."""
     steps = saved_steps(folder)
     for step in list(steps)[: max(0, len(steps) - keep)] if keep else []:
         doomed = partial_folder(folder, step)
         steps[step].rename(doomed)
+        reached(Stage.OUTDATED)
         shutil.rmtree(doomed)
 
 

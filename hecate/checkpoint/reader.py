@@ -20,14 +20,15 @@ class CheckpointReader:
     """The checkpoint at ``path``: its ``meta``, its keys, and any tensor whole on the CPU.
 
     Opening checks every file's size, and reads them all once to check their checksums unless
-    ``checksums`` is false. ``CheckpointError`` names the file that is missing or has changed.
+    ``checksums`` is false. ``CheckpointError`` names the file that is missing or the tensor
+    that has changed.
     """
 
     def __init__(self, path: Path, *, checksums: bool = True) -> None:
         record = integrity.read_record(path)
         integrity.check_sizes(path, record.files)
         if checksums:
-            integrity.check_sums(path, record.files, record.files)
+            integrity.check_sums(path, record.files, share=0, shares=1)
         self.path = path
         self.step = record.step
         self.meta: dict[str, Any] = record.meta

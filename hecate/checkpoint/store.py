@@ -33,6 +33,7 @@ from hecate.checkpoint import integrity
 from hecate.checkpoint.agreement import as_ours, gather, together
 from hecate.checkpoint.mirror import check_address
 from hecate.checkpoint.names import describe
+from hecate.checkpoint.stages import Reached, Stage, unnoticed
 from hecate.checkpoint.writing import LocalPlanner, StagingBuffers, dcp_writer, local_pieces
 from hecate.config import Config
 from hecate.errors import CheckpointError, CollectiveFailure, HecateError
@@ -85,13 +86,23 @@ class CheckpointStore:
     Args:
         group: a group of CPU tensors that nothing else uses.
         keep: how many checkpoints to keep; 0 keeps all.
+        reached: told of each stage of a save, by the thread that is there.
     """
 
-    def __init__(self, folder: Path, *, group: dist.ProcessGroup, rank: int, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        group: dist.ProcessGroup,
+        rank: int,
+        keep: int,
+        reached: Reached = unnoticed,
+    ) -> None:
         self.folder = folder
         self._group = group
         self._rank = rank
         self._keep = keep
+        self._reached = reached
         self._staging = StagingBuffers()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -127,6 +138,7 @@ class CheckpointStore:
         with torch.no_grad():
             pieces = local_pieces(state)
             planner = LocalPlanner(state, self._staging.copy(pieces) if asynchronous else pieces)
+        self._reached(Stage.STAGED)
         if not asynchronous:
             self._write(step, planner, text)
             return
@@ -176,15 +188,14 @@ class CheckpointStore:
 
         The world and the owners of the experts may differ from those that saved: each rank asks
         for the keys that it holds now. Every byte is checked first (each rank reads a share of the
-        files), and every key's presence, shape and dtype. Nothing is filled unless all is well.
+        tensors), and every key's presence, shape and dtype. Nothing is filled unless all is well.
         """
         self._join()
         what = f"reading checkpoint {path}"
         with together(self._group, what):
             record = integrity.read_record(path)
             integrity.check_sizes(path, record.files)
-            share = sorted(record.files)[self._rank :: self._group.size()]
-            integrity.check_sums(path, record.files, share)
+            integrity.check_sums(path, record.files, share=self._rank, shares=self._group.size())
         self.refuse_later_than(record.step)
         reader = FileSystemReader(path)
         problems: list[str] = []
@@ -221,11 +232,13 @@ class CheckpointStore:
         with together(self._group, what):
             if self._rank == 0:
                 _make_room(self.folder, partial, step)
+        self._reached(Stage.FOLDER)
         try:
             self._write_files(partial, step, planner, meta, what)
             with together(self._group, what):
                 if self._rank == 0:
                     folders.publish(partial, final)
+                    self._reached(Stage.PUBLISHED)
         except CollectiveFailure:
             raise  # Others may still be writing; the next job clears what they leave.
         except HecateError:
@@ -236,12 +249,13 @@ class CheckpointStore:
             raise
         with together(self._group, f"deleting old checkpoints in {self.folder}"):
             if self._rank == 0:
-                folders.keep_newest(self.folder, self._keep)
+                folders.keep_newest(self.folder, self._keep, self._reached)
+        self._reached(Stage.DONE)
 
     def _write_files(
         self, partial: Path, step: int, planner: LocalPlanner, meta: str, what: str
     ) -> None:
-        writer, files = dcp_writer(partial)
+        writer, files = dcp_writer(partial, self._reached)
         with naming(what, self._rank):
             try:
                 # The planner has the state already; DCP would only look it through once more.
@@ -249,11 +263,13 @@ class CheckpointStore:
             except CheckpointException as error:
                 raise _first_failure(error, what) from error
         tables = gather(self._group, what, files.records)
+        self._reached(Stage.FILES)
         with together(self._group, what):
             if self._rank == 0:
                 records = {name: record for table in tables for name, record in table.items()}
                 integrity.check_sizes(partial, records)
                 integrity.write_record(partial, step, meta, records)
+                self._reached(Stage.RECORD)
 
     def _refuse_mismatches(self, path: Path, problems_by_rank: Iterable[list[str]]) -> None:
         problems = list(dict.fromkeys(line for lines in problems_by_rank for line in lines))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -20,13 +20,18 @@ from torch.distributed.checkpoint.default_planner import (
     DefaultSavePlanner,
     create_default_local_save_plan,
 )
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    FileSystemWriter,
+    _StorageWriterTransforms,
+)
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.tensor import DTensor
 
-from hecate.checkpoint.integrity import FileRecord
+from hecate.checkpoint.integrity import FileRecord, PartRecord
 from hecate.checkpoint.names import describe, has_one_owner
+from hecate.checkpoint.stages import Reached, Stage
 from hecate.errors import HecateError
 
 _BUFFER_BYTES = 1 << 20
@@ -128,7 +133,7 @@ class RecordedFiles(FileSystem):
             if file.failure is not None:
                 raise file.failure from error
             raise
-        self.records[Path(path).name] = FileRecord(file.size_bytes, file.crc32)
+        self.records[Path(path).name] = file.record()
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         super().rename(path, new_path)
@@ -138,14 +143,31 @@ class RecordedFiles(FileSystem):
 class _RecordedFile(io.BufferedWriter):
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "wb"), _BUFFER_BYTES)
-        self.size_bytes = 0
-        self.crc32 = 0
+        self._parts: list[PartRecord] = []
+        self._key, self._offsets = "", tuple[int, ...]()
+        self._size_bytes = self._crc32 = 0
         self.failure: OSError | None = None
+
+    def begin_part(self, key: str, offsets: tuple[int, ...]) -> None:
+        """What is written from now on belongs to this shard of ``key``."""
+        self._end_part()
+        self._key, self._offsets = key, offsets
+
+    def record(self) -> FileRecord:
+        """What was written so far."""
+        self._end_part()
+        return FileRecord(tuple(self._parts))
+
+    def _end_part(self) -> None:
+        if self._size_bytes:
+            part = PartRecord(self._key, self._offsets, self._size_bytes, self._crc32)
+            self._parts.append(part)
+        self._size_bytes = self._crc32 = 0
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self.crc32 = zlib.crc32(view, self.crc32)
-        self.size_bytes += len(view)
+        self._crc32 = zlib.crc32(view, self._crc32)
+        self._size_bytes += len(view)
         try:
             return super().write(view)
         except OSError as error:
@@ -166,10 +188,28 @@ class _RecordedFile(io.BufferedWriter):
             super().close()
 
 
-def dcp_writer(folder: Path) -> tuple[FileSystemWriter, RecordedFiles]:
+class _Parts(_StorageWriterTransforms):
+    """Tells the file which tensor comes next; leaves the bytes as they are."""
+
+    def __init__(self, reached: Reached) -> None:
+        super().__init__()
+        self._reached = reached
+
+    def transform_save_stream(
+        self, write_item: WriteItem, raw_stream: io.IOBase
+    ) -> tuple[IO[bytes], list[str]]:
+        self._reached(Stage.TENSOR)
+        assert isinstance(raw_stream, _RecordedFile)
+        offsets = write_item.index.offset or ()
+        raw_stream.begin_part(write_item.index.fqn, tuple(offsets))
+        return super().transform_save_stream(write_item, raw_stream)
+
+
+def dcp_writer(folder: Path, reached: Reached) -> tuple[FileSystemWriter, RecordedFiles]:
     """DCP's writer into ``folder``, and the records that it leaves."""
     files = RecordedFiles()
     # The files see to fsync themselves: DCP's own comes before the last buffer is flushed.
     writer = FileSystemWriter(folder, sync_files=False)
     writer.fs = files
+    writer.transforms = _Parts(reached)
     return writer, files

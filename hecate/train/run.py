@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hecate.checkpoint.agreement import together
 from hecate.checkpoint.export import export_run
+from hecate.checkpoint.stages import Reached, unnoticed
 from hecate.checkpoint.store import CheckpointStore
 from hecate.mesh import ParallelContext, Rendezvous, open_mesh, sum_over
 from hecate.train.adapters import share_of
@@ -47,14 +48,22 @@ class TrainResult:
     stopped: bool = False
 
 
-def train(config: RunConfig, *, origins: Mapping[str, str], resume: str = "none") -> TrainResult:
+def train(
+    config: RunConfig,
+    *,
+    origins: Mapping[str, str],
+    resume: str = "none",
+    saving: Reached = unnoticed,
+) -> TrainResult:
     """Train as ``config`` says, on every rank of the job that launched this process.
 
     SIGTERM and SIGUSR1 end it with a checkpoint. The rest is as in ``train_on``.
     """
     keep_freed_memory()
     with open_mesh(config.mesh, Rendezvous.from_environment(os.environ)) as ctx:
-        return train_on(ctx, config, origins=origins, resume=resume, stop=StopRequest())
+        return train_on(
+            ctx, config, origins=origins, resume=resume, stop=StopRequest(), saving=saving
+        )
 
 
 def train_on(
@@ -66,6 +75,7 @@ def train_on(
     stop: StopRequest,
     begins: Callable[[int], object] = lambda step: None,
     cause: str = "",
+    saving: Reached = unnoticed,
 ) -> TrainResult:
     """Train as ``config`` says, together with the other ranks of ``ctx``.
 
@@ -73,8 +83,8 @@ def train_on(
     ``resume``: ``auto`` continues from the run's newest checkpoint if it has one, a path from that
     one, ``none`` starts anew. While it trains, ``stop`` listens.
     ``begins`` hears of each step (the first is 0) as it begins. ``cause``: why a launcher takes the
-    run up again, if it does. Raises ``UserError`` for what the
-    user can mend and ``CollectiveFailure`` when another rank died.
+    run up again, if it does. ``saving`` hears how far each save has come. Raises ``UserError`` for
+    what the user can mend and ``CollectiveFailure`` when another rank died.
     """
     console = Console(stderr=False)
     say = silent if ctx.rank else saying(console)
@@ -84,7 +94,7 @@ def train_on(
             begin_folder(config, folder, resume)
     fetch_newest(config, folder, resume, ctx.groups.control, say)
     with mirrored(config, folder, ctx.rank, say):
-        return _train_in(folder, ctx, config, console, origins, resume, stop, begins, cause)
+        return _train_in(folder, ctx, config, console, origins, resume, stop, begins, cause, saving)
 
 
 def _train_in(
@@ -97,6 +107,7 @@ def _train_in(
     stop: StopRequest,
     begins: Callable[[int], object],
     cause: str,
+    saving: Reached,
 ) -> TrainResult:
     say = silent if ctx.rank else saying(console)
     inputs = read_inputs(config, ctx, folder, console, say)
@@ -113,6 +124,7 @@ def _train_in(
         group=ctx.groups.checkpoint,
         rank=ctx.rank,
         keep=config.checkpoint.keep,
+        reached=saving,
     )
     first_step = resume_from(resume, config, ctx, trainer, stream, store)
     with (

@@ -25,7 +25,7 @@ from hecate.checkpoint.store import CheckpointStore
 from hecate.errors import CollectiveFailure, StorageError
 from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
 
-ONE, TWO = "step-00000001", "step-00000002"
+ONE = "step-00000001"
 
 
 def open_store(ctx: ParallelContext, folder: Path) -> CheckpointStore:
@@ -120,39 +120,6 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(small_disk: Path) 
     assert "No space left on device" in messages[0] and "checkpoint.keep" in messages[0]
     assert names(small_disk) == [ONE]
     assert run_ranks(load_and_compare, 2, small_disk) == [1, 1]
-
-
-def die_when_it_appears(ctx: ParallelContext, folder: Path, victim: int, name: str) -> None:
-    """Rank ``victim`` is gone as soon as ``name`` is there, or was there too briefly to be seen."""
-    store = open_store(ctx, folder)
-    store.save(1, large_state(ctx, 1), {}, asynchronous=False)
-    store.save(2, large_state(ctx, 2), {}, asynchronous=True)
-    started = time.monotonic()
-    while not (folder / name).exists() and not (folder / TWO).exists():
-        assert time.monotonic() - started < 30, f"{name} has not appeared"
-    if ctx.rank == victim:
-        os.kill(os.getpid(), signal.SIGKILL)
-    store.wait()
-
-
-PARTIAL = ".step-00000002.partial"
-
-
-@pytest.mark.parametrize(
-    ("victim", "name"),
-    [
-        (0, PARTIAL),
-        (1, f"{PARTIAL}/__1_0.distcp"),
-        (0, f"{PARTIAL}/meta.json"),
-    ],
-)
-def test_a_kill_during_a_save_leaves_the_one_before(tmp_path: Path, victim: int, name: str) -> None:
-    with pytest.raises(RankError, match=r"died|CollectiveFailure"):
-        run_ranks(die_when_it_appears, 2, tmp_path, victim, name)
-    left = names(tmp_path)
-    assert ONE in left
-    step = run_ranks(load_and_compare, 2, tmp_path)[0]
-    assert names(tmp_path) == [ONE, TWO][:step], f"of {left}"
 
 
 def save_until_killed(ctx: ParallelContext, folder: Path, victim: int, delay_s: float) -> None:

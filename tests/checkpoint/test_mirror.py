@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from hecate.checkpoint.folder import saved_steps
-from hecate.checkpoint.integrity import FileRecord, read_record, write_record
+from hecate.checkpoint.integrity import FileRecord, PartRecord, read_record, write_record
 from hecate.checkpoint.mirror import Mirror
 from hecate.checkpoint.store import CheckpointConfig
 from hecate.errors import ConfigError, StorageError
@@ -51,7 +51,10 @@ def save(run: Path, step: int, text: str = "weights") -> Path:
     path.mkdir(parents=True)
     (path / "__0_0.distcp").write_text(text)
     (path / ".metadata").write_text("")
-    records = {"__0_0.distcp": FileRecord(len(text), 0), ".metadata": FileRecord(0, 0)}
+    records = {
+        "__0_0.distcp": FileRecord((PartRecord("", (), len(text), 0),)),
+        ".metadata": FileRecord(()),
+    }
     write_record(path, step, "{}", records)
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from checkpoint_states import LAYER, expected, full_shapes, state_after
 from ranks import run_ranks
 
-from hecate.checkpoint.names import dense_key, expert_key, rng_key
+from hecate.checkpoint.names import dense_key, describe, expert_key, rng_key
 from hecate.checkpoint.reader import CheckpointReader
 from hecate.checkpoint.store import CheckpointStore
 from hecate.errors import CheckpointError
@@ -101,31 +102,77 @@ def test_a_missing_or_truncated_file_is_refused_by_name(
         CheckpointReader(checkpoint, checksums=checksums)
     assert f"{checkpoint} is damaged: {name}" in str(caught.value)
     if name != "meta.json":
-        assert caught.value.got == f"{size_bytes - 1} bytes"
+        assert str(caught.value.got).startswith(f"{size_bytes - 1} bytes")
+        assert ("end before the end of" in str(caught.value.got)) == name.endswith(".distcp")
         assert caught.value.expected == f"{size_bytes} bytes"
     file.unlink()
     with pytest.raises(CheckpointError) as caught:
         CheckpointReader(checkpoint, checksums=checksums)
     assert f"is damaged: {name}" in str(caught.value) and caught.value.got == "no such file"
-    assert name in caught.value.fix
+    assert checkpoint.name in caught.value.fix
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_refused_by_name(checkpoint: Path, name: str) -> None:
+def test_a_flipped_bit_is_refused_by_the_name_of_its_tensor(checkpoint: Path, name: str) -> None:
+    """Each byte of a file of tensors belongs to one, and ``.metadata`` is checked as a whole."""
     content = (checkpoint / name).read_bytes()
-    for place in {0, len(content) // 3, len(content) - 1}:
+    metadata = pickle.loads((checkpoint / ".metadata").read_bytes())
+    spans = {
+        (at.offset, at.offset + at.length): index
+        for index, at in metadata.storage_data.items()
+        if at.relative_path == name
+    }
+    for place in {0, len(content) // 7, len(content) // 3, len(content) // 2, len(content) - 1}:
         changed = bytearray(content)
         changed[place] ^= 0x10
         (checkpoint / name).write_bytes(changed)
-        with pytest.raises(CheckpointError, match=f"is damaged: {name}"):
+        with pytest.raises(CheckpointError) as caught:
             CheckpointReader(checkpoint)
+        what = name
+        for (begin, end), index in spans.items():
+            if begin <= place < end:
+                shard = f" from {list(index.offset)}" if any(index.offset or ()) else ""
+                what = f"{describe(index.fqn)}{shard} in {name}"
+        assert str(caught.value).splitlines()[0].endswith(f"is damaged: {what}")
+        assert (what == name) == (name == ".metadata")
+
+
+def test_all_damaged_tensors_of_a_file_are_counted(checkpoint: Path) -> None:
+    file = max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    metadata = pickle.loads((checkpoint / ".metadata").read_bytes())
+    count = sum(at.relative_path == file.name for at in metadata.storage_data.values())
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(CheckpointError, match=f"and {count - 3} more in {file.name}"):
+        CheckpointReader(checkpoint)
+
+
+def test_a_checkpoint_of_the_format_before_is_read_and_its_damage_told_by_file(
+    checkpoint: Path,
+) -> None:
+    file = checkpoint / "meta.json"
+    document = json.loads(file.read_text())
+    contents = {name: (checkpoint / name).read_bytes() for name in FILES}
+    files = {
+        name: {"size_bytes": len(data), "crc32": zlib.crc32(data)}
+        for name, data in contents.items()
+    }
+    content = {"format": 1, "step": 9, "meta": document["meta"], "files": files}
+    crc = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    file.write_text(json.dumps({**content, "crc32": crc}))
+    key = expert_key(LAYER, 2)
+    assert torch.equal(CheckpointReader(checkpoint).tensor(key), expected(key, (11,), 9))
+    changed = bytearray(contents["__1_0.distcp"])
+    changed[len(changed) // 2] ^= 1
+    (checkpoint / "__1_0.distcp").write_bytes(changed)
+    with pytest.raises(CheckpointError, match="is damaged: __1_0.distcp\n"):
+        CheckpointReader(checkpoint)
 
 
 def test_any_flipped_bit_of_the_meta_is_refused_or_means_the_same(checkpoint: Path) -> None:
     file = checkpoint / "meta.json"
     content = file.read_bytes()
     meaning = json.loads(content)
-    for place in range(len(content)):
+    for place in range(0, len(content), 3):
         changed = bytearray(content)
         changed[place] ^= 1 << (place % 7)
         file.write_bytes(changed)
@@ -146,8 +193,8 @@ def test_a_meta_of_another_kind_is_refused(checkpoint: Path, document: str) -> N
 
 def test_a_later_format_asks_for_the_version_that_wrote_it(checkpoint: Path) -> None:
     document = json.loads((checkpoint / "meta.json").read_text())
-    (checkpoint / "meta.json").write_text(json.dumps({**document, "format": 2}))
-    with pytest.raises(CheckpointError, match="format 2"):
+    (checkpoint / "meta.json").write_text(json.dumps({**document, "format": 3}))
+    with pytest.raises(CheckpointError, match="format 3"):
         CheckpointReader(checkpoint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import time
 from pathlib import Path
@@ -248,14 +249,19 @@ def load_damaged(ctx: ParallelContext, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_damage_to_one_ranks_file_is_refused_by_name_on_every_rank(tmp_path: Path) -> None:
+def test_a_damaged_tensor_is_refused_by_name_on_every_rank(tmp_path: Path) -> None:
     run_ranks(save_many, 2, tmp_path, 0, 2)
     victim = tmp_path / "step-00000002" / "__1_0.distcp"
+    storage = pickle.loads((victim.parent / ".metadata").read_bytes()).storage_data
+    mine = {index.fqn: at for index, at in storage.items() if at.relative_path == victim.name}
+    hit = next(key for key in mine if key.startswith("optimizer/expert/"))
     content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[mine[hit].offset + mine[hit].length // 2] ^= 1
     victim.write_bytes(content)
     for message in run_ranks(load_damaged, 3, tmp_path):
-        assert "step-00000002 is damaged: __1_0.distcp" in message
+        expert_id = hit.split("/")[-2]
+        tensor = f"exp_avg_sq of expert {expert_id} of {LAYER}"
+        assert f"step-00000002 is damaged: {tensor} in __1_0.distcp" in message
         assert re.search(r"got: +CRC-32 \w{8}\n  expected: CRC-32 \w{8}", message)
         assert "continue from step-00000001" in message
 

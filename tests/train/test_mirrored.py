@@ -14,7 +14,7 @@ from ranks import run_ranks
 from stopped_runs import STEPS, STOP, Case, Runs, final_state, train_on_rank
 
 from hecate.checkpoint.folder import keep_newest
-from hecate.checkpoint.integrity import FileRecord, write_record
+from hecate.checkpoint.integrity import FileRecord, PartRecord, write_record
 from hecate.checkpoint.mirror import Mirror
 from hecate.errors import HecateError
 from hecate.mesh import ParallelContext
@@ -25,7 +25,7 @@ def save(run: Path, step: int) -> None:
     path = run / "checkpoints" / f"step-{step:08d}"
     path.mkdir(parents=True)
     (path / "__0_0.distcp").write_text("weights")
-    write_record(path, step, "{}", {"__0_0.distcp": FileRecord(7, 0)})
+    write_record(path, step, "{}", {"__0_0.distcp": FileRecord((PartRecord("", (), 7, 0),))})
 
 
 def test_a_run_goes_on_where_its_folder_is_empty_as_if_nothing_had_been(tmp_path: Path) -> None:
