@@ -95,6 +95,9 @@ class _RemoteDesk:
         attempt: Attempt = ray.get(self._actor.begin.remote(step, workers))
         return attempt
 
+    def at_step(self, step: int) -> None:
+        self._actor.at_step.remote(step)
+
     def failed(self, ranks: Mapping[int, str]) -> int:
         return int(ray.get(self._actor.failed.remote(ranks)))
 
@@ -119,14 +122,15 @@ class _OnFailure(UserCallback):  # type: ignore[misc]
             rank: getattr(error, "health_check_failure", error)
             for rank, error in sorted(worker_exceptions.items())
         }
-        step = self._desk.failed({rank: first_words(cause) for rank, cause in causes.items()})
-        error = self._failures.after(step, _deaths_first(causes))
+        own = _of_themselves(causes)
+        step = self._desk.failed({rank: first_words(cause) for rank, cause in own.items()})
+        error = self._failures.after(step, own)
         if error is not None:
             raise error
 
 
-def _deaths_first(causes: Mapping[int, Exception]) -> dict[int, Exception]:
-    """Those that died or failed of themselves; all, where each failed because of another."""
+def _of_themselves(causes: Mapping[int, Exception]) -> dict[int, Exception]:
+    """The ranks that died or failed of themselves; all, where each failed because of another."""
     own = {rank: e for rank, e in causes.items() if not isinstance(e, CollectiveFailure)}
     return own or dict(causes)
 
@@ -190,7 +194,7 @@ def _connected(config: RayConfig, address: str) -> Iterator[None]:
         }
     try:
         ray.init(**settings)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise MeshError(
             f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS', 'this machine')}",
             got=first_words(error),

@@ -21,7 +21,8 @@ class RayConfig(Config):
 
     ``max_failures``: how many failures end the run that follow each other without a checkpoint in
     between. ``poll_s``: seconds between looks at the workers; a death is noticed that late.
-    ``start_timeout_s``: how long to wait for a cluster to have room before asking it again.
+    ``start_timeout_s``: how long to wait for a cluster to have room before asking it again how much
+    it has; a lost node costs as much where the cluster has not noticed yet.
     ``object_store_bytes``: of a cluster that is started for this run; training puts nothing there.
     """
 
@@ -34,7 +35,7 @@ class RayConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     poll_s: float = Field(default=1.0, gt=0)
     resize_every_s: float = Field(default=60.0, gt=0)
-    start_timeout_s: float = Field(default=60.0, gt=0)
+    start_timeout_s: float = Field(default=20.0, gt=0)
     object_store_bytes: int = Field(default=1 << 27, ge=80 << 20)
 
     @model_validator(mode="after")

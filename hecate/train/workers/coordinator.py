@@ -38,11 +38,25 @@ class WorkerStart:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why the attempt before this one ended, noticed when, in which step, with how many workers."""
+
+    cause: str
+    noticed_s: float
+    at_step: int
+    workers: int
+
+
+@dataclass(frozen=True)
 class Attempt:
-    """The how manieth group of workers this is, and the newest saved step when the first began."""
+    """The how manieth group of workers this is, and the newest saved step when the first began.
+
+    ``failure``: of the one before; ``None`` for the first, and where the cluster's size changed.
+    """
 
     number: int
     first_step: int
+    failure: Failure | None = None
 
 
 class Desk(Protocol):
@@ -50,6 +64,9 @@ class Desk(Protocol):
 
     def begin(self, step: int, workers: Sequence[WorkerStart]) -> Attempt:
         """Say that a group of workers goes on from ``step``."""
+
+    def at_step(self, step: int) -> None:
+        """Say, without waiting, which step begins."""
 
     def failed(self, ranks: Mapping[int, str]) -> int:
         """Say which ranks failed, and how; the step that their attempt went on from."""
@@ -67,20 +84,28 @@ class Coordinator:
     def __init__(self, folder: str) -> None:
         self._path = Path(folder, FILE)
         self._attempts = 0
-        self._first_step = self._step = 0
+        self._first_step = self._step = self._at_step = self._workers = 0
+        self._failure: Failure | None = None
         self._stop = asyncio.Event()
 
     async def begin(self, step: int, workers: Sequence[WorkerStart]) -> Attempt:
         self._attempts += 1
         if self._attempts == 1:
             self._first_step = step
-        self._step = step
+        failure, self._failure = self._failure, None
+        self._step = self._at_step = step
+        self._workers = len(workers)
         started = {"attempt": self._attempts, "step": step}
         self._write({"began_s": _now(), **started, "workers": [asdict(each) for each in workers]})
-        return Attempt(self._attempts, self._first_step)
+        return Attempt(self._attempts, self._first_step, failure)
+
+    async def at_step(self, step: int) -> None:
+        self._at_step = step
 
     async def failed(self, ranks: Mapping[int, str]) -> int:
         self._write({"failed_s": _now(), "attempt": self._attempts, "ranks": dict(ranks)})
+        causes = "; ".join(f"rank {rank}: {words}" for rank, words in ranks.items())
+        self._failure = Failure(causes, _now(), self._at_step, self._workers)
         return self._step
 
     async def ask_to_stop(self) -> None:

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from hecate.errors import HecateError, UserError
 
 _SHOWN = 300
+# What Ray says of a dead actor is a page; whose, it is told beside it.
+_DEAD = ("ActorDiedError", "ActorUnavailableError")
 
 
 def first_words(error: Exception) -> str:
-    """The kind of ``error`` and what it says first, on one line."""
+    """The kind of ``error`` and what it says first, on one line; of a dead worker, only that."""
+    kind = type(error).__name__
+    if kind in _DEAD:
+        return "the worker died"
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:_SHOWN]}"
+    return f"{kind}: {text[:_SHOWN]}"
 
 
 @dataclass

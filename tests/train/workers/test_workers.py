@@ -12,10 +12,11 @@ import pytest
 from hecate.cli import main
 from hecate.errors import CollectiveFailure, ConfigError, HecateError, StorageError
 from hecate.train.workers.config import RayConfig
-from hecate.train.workers.coordinator import FILE, Attempt, Coordinator, WorkerStart
+from hecate.train.workers.coordinator import FILE, Attempt, Coordinator, Failure, WorkerStart
 from hecate.train.workers.failures import FailureCount, first_words
 from hecate.train.workers.launch import told
 from hecate.train.workers.output import Follower, log_file, output_into
+from hecate.train.workers.work import Start, Steps
 
 DEMO = Path(__file__).parents[3] / "configs" / "train" / "demo.yaml"
 DIED = {1: RuntimeError("worker died"), 0: CollectiveFailure("a peer died")}
@@ -55,6 +56,7 @@ def test_the_coordinator_writes_each_attempt_and_failure_down(tmp_path: Path) ->
     async def talk() -> tuple[list[Attempt], int, bool]:
         coordinator = Coordinator(str(tmp_path / "run"))
         first = await coordinator.begin(40, workers)
+        await coordinator.at_step(57)
         step = await coordinator.failed({1: "ActorDiedError: gone"})
         second = await coordinator.begin(60, workers[:1])
         waiting = asyncio.ensure_future(coordinator.stop_asked())
@@ -64,7 +66,11 @@ def test_the_coordinator_writes_each_attempt_and_failure_down(tmp_path: Path) ->
         return [first, second], step, await waiting
 
     attempts, step, asked = asyncio.run(talk())
-    assert attempts == [Attempt(1, 40), Attempt(2, 40)] and step == 40 and asked
+    first, second = attempts
+    assert first == Attempt(1, 40) and step == 40 and asked
+    assert (second.number, second.first_step) == (2, 40) and second.failure is not None
+    assert second.failure.cause == "rank 1: ActorDiedError: gone"
+    assert (second.failure.at_step, second.failure.workers) == (57, 2)
     lines = (tmp_path / "run" / FILE).read_text().splitlines()
     assert json.loads(lines[0])["workers"][1]["pid"] == 11
     assert [told(line) for line in lines] == [
@@ -72,6 +78,48 @@ def test_the_coordinator_writes_each_attempt_and_failure_down(tmp_path: Path) ->
         "attempt 1 failed. rank 1: ActorDiedError: gone",
         "attempt 2: 1 worker on 1 node, from step 60",
     ]
+
+
+class Listener:
+    """What a coordinator hears of steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def at_step(self, step: int) -> None:
+        self.steps.append(step)
+
+
+def test_a_failure_that_is_overcome_is_told_with_its_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure = Failure("rank 1: the worker died", noticed_s=100.0, at_step=57, workers=2)
+    worker = WorkerStart(0, 10, "node", "host", born_s=101.0, entered_s=104.0)
+    start = Start(Attempt(2, 0, failure), "auto", (worker,), met_s=104.5)
+    now_s, desk = iter([106.0, 106.125, 107.0]), Listener()
+    steps = Steps(start, tmp_path, desk, clock=lambda: next(now_s))  # type: ignore[arg-type]
+    for step in (50, 51, 52):
+        steps(step)
+    (line,) = (tmp_path / "recoveries.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    seconds = {"leave": 1.0, "start": 3.0, "join": 0.5, "prepare": 1.5, "step": 0.125}
+    assert record["seconds"] == seconds
+    assert (record["step"], record["at_step"], record["ranks"]) == (50, 57, [2, 1])
+    said = capsys.readouterr().out
+    assert "1 rank, before 2 went on after step 50, 7 steps again, 6.1 s later" in said
+    assert desk.steps == [50, 52]  # 51 came too soon after
+
+
+@pytest.mark.parametrize(
+    ("attempt", "cause"),
+    [
+        (Attempt(1, 0), ""),
+        (Attempt(2, 0, Failure("rank 1: the worker died", 1.0, 5, 2)), "rank 1: the worker died"),
+        (Attempt(3, 0), "the cluster has changed"),
+    ],
+)
+def test_why_a_run_is_taken_up_again_is_known(attempt: Attempt, cause: str) -> None:
+    assert Start(attempt, "auto", (), 0.0).cause == cause
 
 
 def test_what_a_worker_prints_is_in_its_file_to_the_last_word(tmp_path: Path) -> None:
