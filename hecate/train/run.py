@@ -48,6 +48,24 @@ class TrainResult:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a launcher starts a run.
+
+    ``origins`` says where each value of the configuration came from (see ``load_config``); it is
+    logged with the run. ``resume``: ``auto`` continues from the run's newest checkpoint if it has
+    one, a path from that one, ``none`` starts anew. ``cause``: why the launcher takes the run up
+    again by itself, if it does. ``begins`` hears of each step (the first is 0) as it begins,
+    ``saving`` how far each save has come.
+    """
+
+    origins: Mapping[str, str]
+    resume: str = "none"
+    cause: str = ""
+    begins: Callable[[int], object] = lambda step: None
+    saving: Reached = unnoticed
+
+
 def train(
     config: RunConfig,
     *,
@@ -57,44 +75,30 @@ def train(
 ) -> TrainResult:
     """Train as ``config`` says, on every rank of the job that launched this process.
 
-    SIGTERM and SIGUSR1 end it with a checkpoint. The rest is as in ``train_on``.
+    SIGTERM and SIGUSR1 end it with a checkpoint. The rest is as in ``Launch`` and ``train_on``.
     """
     keep_freed_memory()
     with open_mesh(config.mesh, Rendezvous.from_environment(os.environ)) as ctx:
-        return train_on(
-            ctx, config, origins=origins, resume=resume, stop=StopRequest(), saving=saving
-        )
+        return train_on(ctx, config, Launch(origins, resume, saving=saving), StopRequest())
 
 
 def train_on(
-    ctx: ParallelContext,
-    config: RunConfig,
-    *,
-    origins: Mapping[str, str],
-    resume: str,
-    stop: StopRequest,
-    begins: Callable[[int], object] = lambda step: None,
-    cause: str = "",
-    saving: Reached = unnoticed,
+    ctx: ParallelContext, config: RunConfig, launch: Launch, stop: StopRequest
 ) -> TrainResult:
     """Train as ``config`` says, together with the other ranks of ``ctx``.
 
-    ``origins`` says where each value came from (see ``load_config``); it is logged with the run.
-    ``resume``: ``auto`` continues from the run's newest checkpoint if it has one, a path from that
-    one, ``none`` starts anew. While it trains, ``stop`` listens.
-    ``begins`` hears of each step (the first is 0) as it begins. ``cause``: why a launcher takes the
-    run up again, if it does. ``saving`` hears how far each save has come. Raises ``UserError`` for
-    what the user can mend and ``CollectiveFailure`` when another rank died.
+    While it trains, ``stop`` listens. Raises ``UserError`` for what the user can mend and
+    ``CollectiveFailure`` when another rank died.
     """
     console = Console(stderr=False)
     say = silent if ctx.rank else saying(console)
     folder = Path(config.folder, config.name)
     with together(ctx.groups.control, f"preparing the run folder {folder}"):
         if ctx.rank == 0:
-            begin_folder(config, folder, resume)
-    fetch_newest(config, folder, resume, ctx.groups.control, say)
+            begin_folder(config, folder, launch.resume)
+    fetch_newest(config, folder, launch.resume, ctx.groups.control, say)
     with mirrored(config, folder, ctx.rank, say):
-        return _train_in(folder, ctx, config, console, origins, resume, stop, begins, cause, saving)
+        return _train_in(folder, ctx, config, console, launch, stop)
 
 
 def _train_in(
@@ -102,12 +106,8 @@ def _train_in(
     ctx: ParallelContext,
     config: RunConfig,
     console: Console,
-    origins: Mapping[str, str],
-    resume: str,
+    launch: Launch,
     stop: StopRequest,
-    begins: Callable[[int], object],
-    cause: str,
-    saving: Reached,
 ) -> TrainResult:
     say = silent if ctx.rank else saying(console)
     inputs = read_inputs(config, ctx, folder, console, say)
@@ -124,12 +124,14 @@ def _train_in(
         group=ctx.groups.checkpoint,
         rank=ctx.rank,
         keep=config.checkpoint.keep,
-        reached=saving,
+        reached=launch.saving,
     )
-    first_step = resume_from(resume, config, ctx, trainer, stream, store)
+    first_step = resume_from(launch.resume, config, ctx, trainer, stream, store)
     with (
         warned_once(ctx.rank),
-        open_records(config, ctx, trainer, folder, first_step, origins, cause) as records,
+        open_records(
+            config, ctx, trainer, folder, first_step, launch.origins, launch.cause
+        ) as records,
     ):
         memory = MemoryRecord.before_training(
             config,
@@ -152,7 +154,7 @@ def _train_in(
             clock=time.perf_counter,
             peak_flops=_peak_flops(config, ctx),
             stop=stop,
-            begins=_both(watchdog.step, begins),
+            begins=_both(watchdog.step, launch.begins),
             recorder=recorder,
         )
         with stop.listening(), watchdog.watching():

@@ -25,7 +25,7 @@ from hecate.mesh import Rendezvous, open_mesh
 from hecate.train.config import RunConfig
 from hecate.train.elastic.messages import Answer, Began, Done, End, Failed, Join, Joined, Left
 from hecate.train.host_memory import keep_freed_memory
-from hecate.train.run import train_on
+from hecate.train.run import Launch, train_on
 from hecate.train.stopping import StopRequest
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -73,15 +73,8 @@ class Member:
         try:
             with open_mesh(self.config.mesh, place) as ctx:
                 supervisor.send(Joined(generation))
-                result = train_on(
-                    ctx,
-                    self.config,
-                    origins=self.origins,
-                    resume=join.resume,
-                    stop=stop,
-                    begins=begins,
-                    cause=join.cause,
-                )
+                launch = Launch(self.origins, join.resume, join.cause, begins)
+                result = train_on(ctx, self.config, launch, stop)
         except (CollectiveFailure, MeshError) as error:
             return Left(generation, str(error))
         except HecateError as error:

@@ -17,7 +17,7 @@ from hecate.mesh import MeshConfig, ParallelContext, Rendezvous, open_mesh
 from hecate.train.config import RunConfig
 from hecate.train.elastic.recoveries import Recovery, record_recovery
 from hecate.train.host_memory import keep_freed_memory
-from hecate.train.run import TrainResult, train_on
+from hecate.train.run import Launch, TrainResult, train_on
 from hecate.train.stopping import StopRequest
 from hecate.train.workers.coordinator import Attempt, Desk, Failure, WorkerStart
 from hecate.train.workers.output import log_file, output_into
@@ -59,15 +59,8 @@ def work(job: Job, node: str, desk: Desk) -> TrainResult:
     ):
         start = _begin(job, ctx, node, desk, entered_s)
         steps = Steps(start, job.folder, desk, clock=time.time) if ctx.rank == 0 else None
-        return train_on(
-            ctx,
-            job.config,
-            origins=job.origins,
-            resume=start.resume,
-            stop=stop,
-            begins=steps or (lambda step: None),
-            cause=start.cause,
-        )
+        launch = Launch(job.origins, start.resume, start.cause, begins=steps or (lambda step: None))
+        return train_on(ctx, job.config, launch, stop)
 
 
 def _mesh(config: RunConfig) -> MeshConfig:
