@@ -19,6 +19,7 @@ from hecate.train.notices import Say
 from hecate.train.run import TrainResult
 
 _LOOKS_EVERY_S = 0.5  # for a request to stop; deaths and messages wake it at once
+_ASKS_EVERY_S = 1.0  # members to stop: one that was just forked does not listen yet
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Generation:
     joined: set[int] = field(default_factory=set)
     free: set[int] = field(default_factory=set)  # left or done: wait for the next
     dead: dict[int, str] = field(default_factory=dict)  # by slot: how
+    unmet: set[int] = field(default_factory=set)  # ended while they waited for a dead one to join
     results: dict[int, TrainResult] = field(default_factory=dict)
     failures: dict[int, Failed] = field(default_factory=dict)
     why: str = ""  # of the first rank that left
@@ -42,13 +44,23 @@ class Generation:
 
     @property
     def over(self) -> bool:
-        return set(self.rank_of) == self.free | set(self.dead)
+        return not self.under_way
+
+    @property
+    def under_way(self) -> set[int]:
+        """The slots of which nothing final is known."""
+        return set(self.rank_of) - self.free - set(self.dead) - self.unmet
 
     def cause(self) -> str:
         """What is said of its failure."""
         if self.dead:
             return "; ".join(f"rank {self.rank_of[s]} {how}" for s, how in self.dead.items())
         return self.why.splitlines()[0]
+
+    def account(self) -> str:
+        """The cause, and the first error of a member that could say one."""
+        errors = [failed.message for failed in self.failures.values()]
+        return "\n".join((self.cause(), *errors[:1]))
 
 
 class Supervisor:
@@ -76,6 +88,7 @@ class Supervisor:
         self._clock = clock
         self._running: dict[int, Running] = {}
         self._stopping = False
+        self._asks_at_s = 0.0
         self._last: Generation | None = None
         self._cause = ""
 
@@ -134,12 +147,14 @@ class Supervisor:
             if generation.failing and give_up_s == float("inf"):
                 generation.marks["failed"] = self._clock()
                 give_up_s = self._clock() + self._config.leave_s
-            if generation.failing:
-                late = self._clock() > give_up_s
-                for slot in set(generation.rank_of) - generation.free - set(generation.dead):
-                    if late or slot not in generation.joined:
-                        # Nobody answers it: to fork another is faster than to wait for a timeout.
-                        self._bury(generation, slot, "" if not late else "did not answer")
+            for slot in generation.under_way if generation.failing else ():
+                if self._clock() > give_up_s:
+                    self._bury(generation, slot)
+                    generation.dead[slot] = "did not answer"
+                elif generation.dead and slot not in generation.joined:
+                    # Nobody answers it: to fork another is faster than to wait for a timeout.
+                    self._bury(generation, slot)
+                    generation.unmet.add(slot)
         generation.marks["left"] = self._clock()
 
     def _listen(self, generation: Generation) -> None:
@@ -152,7 +167,7 @@ class Supervisor:
                 if answer.generation == generation.number:
                     self._note(generation, slot, answer)
             if not alive:
-                self._bury(generation, slot, "")
+                generation.dead[slot] = self._bury(generation, slot).fate()
 
     def _note(self, generation: Generation, slot: int, answer: Answer) -> None:
         match answer:
@@ -166,8 +181,6 @@ class Supervisor:
                     generation.marks["prepare" if len(generation.steps) == 1 else "step"] = (
                         self._clock()
                     )
-                if len(generation.steps) == 2:
-                    self._tell_recovery(generation)
             case Left(_, why):
                 generation.why = generation.why or why
                 generation.free.add(slot)
@@ -176,9 +189,11 @@ class Supervisor:
                 generation.free.add(slot)
             case Failed():
                 generation.failures[slot] = answer
+        if {"join", "prepare", "step"} <= generation.marks.keys():
+            self._tell_recovery(generation)
 
-    def _bury(self, generation: Generation, slot: int, how: str) -> None:
-        """Forget a member that is dead, or is to be."""
+    def _bury(self, generation: Generation, slot: int) -> Running:
+        """Forget a member that is dead, or is to be; returns it."""
         running = self._running.pop(slot)
         for answer in running.hear():
             if answer.generation == generation.number:
@@ -186,11 +201,11 @@ class Supervisor:
         running.kill()
         running.pipe.close()
         generation.free.discard(slot)
-        generation.dead[slot] = how or running.fate()
+        return running
 
     def _pass_on_stop(self) -> None:
-        if self._stop() and not self._stopping:
-            self._stopping = True
+        if self._stop() and self._clock() >= self._asks_at_s:
+            self._stopping, self._asks_at_s = True, self._clock() + _ASKS_EVERY_S
             for running in self._running.values():
                 running.stop()
 
@@ -203,16 +218,14 @@ class Supervisor:
         if self._stopping:
             raise HecateError(
                 "the job was asked to end, and failed before it had saved a checkpoint",
-                got=generation.cause(),
+                got=generation.account(),
                 fix=f"go on from step {saved} with --resume auto",
             )
-        blamed = [slot for slot in generation.dead if generation.dead[slot]]
-        after = self._roster.after(blamed, saved)
+        after = self._roster.after(generation.dead.keys(), saved)
         if after is None:
-            errors = "\n".join(f.message for f in list(generation.failures.values())[:1])
             raise HecateError(
                 f"the job failed again and again without a newer checkpoint than step {saved}",
-                got="\n".join(filter(None, (generation.cause(), errors))),
+                got=generation.account(),
                 expected=f"fewer than elastic.attempts = {self._config.attempts} failures in a "
                 f"row, and at least {self._roster.least} ranks",
                 fix="mend what the first error says, then --resume auto",
