@@ -32,16 +32,18 @@ class StopRequest:
         self._asked = True
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, *, interrupts: bool = False) -> Iterator[None]:
         """Hear the signals inside; whoever heard them before hears them again afterwards.
 
+        ``interrupts``: Ctrl-C asks as well; once asked, it raises ``KeyboardInterrupt`` as ever.
         Only a main thread hears signals. In another one, such as that of a Ray worker, nothing is
         changed: there the driver asks.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        numbers = (*SIGNALS, signal.SIGINT) if interrupts else SIGNALS
+        before = {number: signal.signal(number, self._hear) for number in numbers}
         try:
             yield
         finally:
@@ -49,6 +51,8 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
         self._asked = True
 
 

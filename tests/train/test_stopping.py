@@ -27,6 +27,16 @@ def test_a_signal_is_heard_inside_and_goes_to_whom_it_went_before_afterwards(num
         signal.signal(number, before)
 
 
+def test_ctrl_c_asks_and_where_asked_already_interrupts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stop = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop.listening(interrupts=True):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_in_another_thread_nothing_is_changed() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     seen = []

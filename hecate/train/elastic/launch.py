@@ -31,9 +31,10 @@ def train_elastic(
 ) -> TrainResult:
     """Train with ``ranks`` processes of this machine, which a failure does not end.
 
-    It goes on from the newest checkpoint with at least ``least`` of them. SIGTERM and SIGUSR1 end
-    the run with a checkpoint. Raises ``ConfigError`` for numbers that make no job, ``UserError``
-    for what the user can mend and ``HecateError`` where the job only fails.
+    It goes on from the newest checkpoint with at least ``least`` of them. SIGTERM, SIGUSR1 and
+    Ctrl-C end the run with a checkpoint, a second Ctrl-C at once. Raises ``ConfigError`` for
+    numbers that make no job, ``UserError`` for what the user can mend and ``HecateError`` where the
+    job only fails.
     """
     if not 1 <= least <= ranks:
         raise ConfigError(
@@ -45,7 +46,10 @@ def train_elastic(
     elastic = config.elastic
     roster = Roster.of(ranks, least=least, attempts=elastic.attempts, replaces=elastic.replace)
     stop = StopRequest()
-    with tempfile.TemporaryDirectory(prefix="hecate-ranks-") as stores, stop.listening():
+    with (
+        tempfile.TemporaryDirectory(prefix="hecate-ranks-") as stores,
+        stop.listening(interrupts=True),
+    ):
         supervisor = Supervisor(
             roster,
             elastic,

@@ -205,6 +205,8 @@ class Supervisor:
 
     def _pass_on_stop(self) -> None:
         if self._stop() and self._clock() >= self._asks_at_s:
+            if not self._stopping:
+                self._say("ending with a checkpoint of the step under way; Ctrl-C ends at once")
             self._stopping, self._asks_at_s = True, self._clock() + _ASKS_EVERY_S
             for running in self._running.values():
                 running.stop()
