@@ -104,7 +104,7 @@ def test_a_trace_of_two_ranks_shows_what_computation_hides(recorded) -> None:
         if serialised:
             assert hidden_s == 0, kind
         else:
-            assert share > 0.2, kind
+            assert share > 0.1, kind  # half and more on cores that are not shared
     for rank in ranks:
         assert rank["communication"]["dense gather"]["under_way_s"] > 0
 
