@@ -5,9 +5,11 @@ The only file that imports ``wandb``.
 
 from __future__ import annotations
 
+import errno
 import logging
 import netrc
 import os
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from hecate.train.logging.sections import charts_of
 
 _LOG = logging.getLogger(__name__)
 _MAX_BINS = 512  # what a wandb histogram holds
+LEAST_FREE_BYTES = 1 << 16  # with less, what was logged may not fit
 
 
 class WandbSink:
@@ -49,7 +52,7 @@ class WandbSink:
                 run.folder / "wandb" / "offline-*",
             )
             mode = "offline"
-        run_id = _run_id(run)
+        run_id, self._folder = _run_id(run), run.folder
         try:
             self._run = _start(run, run_id, mode, project, init_timeout_s)
         except wandb.Error as error:
@@ -73,6 +76,9 @@ class WandbSink:
         row: dict[str, object] = {"step": step, **charts.curves}
         row |= {name: _histogram(heights) for name, heights in charts.maps.items()}
         self._run.log(row)
+        if shutil.disk_usage(self._folder).free < LEAST_FREE_BYTES:
+            # another process writes, and tells of a full disk in a log of its own alone
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         self._run.finish()

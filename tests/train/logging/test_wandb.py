@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 from wandb.proto.wandb_internal_pb2 import Record
 
 from hecate.errors import StorageError
+from hecate.train.logging import LoggingConfig, open_sinks
 from hecate.train.logging.protocol import Run
 from hecate.train.logging.wandb import WandbSink, has_credentials
 
@@ -183,3 +185,17 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "run").write_text("a file where the run folder should be")
     with pytest.raises(StorageError, match="cannot be kept in"):
         WandbSink(_run(tmp_path / "run"), mode="offline", project="p")
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, caplog):
+    with small_disk(tmp_path / "disk", pages=128) as disk, caplog.at_level(logging.WARNING):
+        config = LoggingConfig(sinks=("wandb",))
+        (sink,) = open_sinks(config, _run(disk.folder / "run"), rank=0)
+        sink.log(1, {"loss": 1.0})
+        assert not _said(caplog)
+        disk.fill()
+        for step in range(2, 5):
+            sink.log(step, {"loss": 1.0})
+        sink.close()
+    (message,) = _said(caplog)
+    assert "No space left on device" in message and "wandb may lack steps" in message
