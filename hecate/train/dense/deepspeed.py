@@ -254,8 +254,11 @@ def _join(job: DenseJob) -> None:
     os.environ["WORLD_SIZE"] = str(ctx.world_size)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0")
+    from deepspeed import ops
     from deepspeed.comm import init_distributed
 
+    # Its all-reduce for inference on CPUs, which would be compiled here for a minute and not used.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls these under their older names, thousands of times.
     older = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
