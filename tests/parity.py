@@ -49,6 +49,12 @@ class Case:
     rematerialize: bool = False
     dense: DenseConfig = DenseConfig()
     unlabelled: int = 0  # of the rows, the last ones
+    muon: bool = False
+
+
+def optimizer_of(case: Case) -> OptimizerConfig:
+    muon = {"kind": "muon", "muon": {"dtype": "masters"}} if case.muon else {}
+    return OptimizerConfig(learning_rate=case.learning_rate, weight_decay=0.1, **muon)
 
 
 def sizes_of(case: Case) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def train_on_rank(ctx: ParallelContext, case: Case) -> Outcome:
             clip_norm=0.5,
         ),
         dense=case.dense,
-        optimizer=OptimizerConfig(learning_rate=case.learning_rate, weight_decay=0.1),
+        optimizer=optimizer_of(case),
         schedule=ScheduleConfig(kind="constant"),
         experts=ExpertsConfig(
             policy=case.policy,
@@ -238,6 +244,7 @@ def reference_of(case: Case) -> Outcome:
             z_loss=case.z_loss,
             bias_update_rate=case.bias_update_rate,
             sigmoid=case.family == "deepseek_v3",
+            muon=case.muon,
         )
 
 

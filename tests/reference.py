@@ -87,6 +87,54 @@ def reference_model(config: Any, seed: int, dtype: torch.dtype) -> Any:
     return model.to(dtype).train()
 
 
+class ReferenceMuon:
+    """Muon written out, a matrix at a time; what it takes is taken from ``adamw``."""
+
+    def __init__(self, model: Any, adamw: torch.optim.AdamW) -> None:
+        self._adamw = adamw
+        self._matrices = [
+            (name, p)
+            for name, p in model.named_parameters()
+            if p.ndim == 2 and not any(w in name for w in ("embed", "lm_head", "mlp.gate."))
+        ]
+        self._experts = [(n, p) for n, p in model.named_parameters() if p.ndim == 3]
+        taken = {id(p) for _, p in (*self._matrices, *self._experts)}
+        for group in adamw.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in taken]
+        self._momentum: dict[str, torch.Tensor] = {}
+
+    def zero_grad(self) -> None:
+        self._adamw.zero_grad()
+        for _, parameter in (*self._matrices, *self._experts):
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self._adamw.step()
+        for name, parameter in self._matrices:
+            self._one(name, parameter.detach(), parameter.grad)
+        for name, parameter in self._experts:
+            for number, expert in enumerate(parameter):
+                rows = expert.shape[0]
+                halves = [slice(0, rows // 2), slice(rows // 2, rows)]
+                for part in halves if "gate_up" in name else [slice(0, rows)]:
+                    self._one(
+                        f"{name}{number}{part}", expert.detach()[part], parameter.grad[number][part]
+                    )
+
+    def _one(self, name: str, weight: torch.Tensor, grad: torch.Tensor) -> None:
+        rate, decay = self._adamw.param_groups[0]["lr"], self._adamw.param_groups[0]["weight_decay"]
+        momentum = 0.95 * self._momentum.get(name, torch.zeros_like(grad)) + 0.05 * grad
+        self._momentum[name] = momentum
+        x = 0.95 * momentum + 0.05 * grad
+        x = x / max(float(x.square().sum().sqrt()), 1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+        weight *= 1 - rate * decay
+        weight -= rate * 0.2 * max(weight.shape) ** 0.5 * x
+
+
 def train_reference(
     config: Any,
     steps: Sequence[Sequence[Batch]],
@@ -100,6 +148,7 @@ def train_reference(
     z_loss: float = 0.0,
     bias_update_rate: float = 0.0,
     sigmoid: bool = False,
+    muon: bool = False,
 ) -> Outcome:
     """Train on ``steps``, each a list of global micro-batches (ids, labels, positions)."""
     model = reference_model(config, seed, dtype)
@@ -107,7 +156,7 @@ def train_reference(
     stacked = {id(p) for n, p in model.named_parameters() if ".experts." in n and "shared" not in n}
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in vectors if id(p) not in stacked]
-    optimizer = torch.optim.AdamW(
+    optimizer: Any = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": weight_decay},
             {"params": vectors, "weight_decay": 0.0},
@@ -118,6 +167,8 @@ def train_reference(
         foreach=False,
         fused=False,
     )
+    if muon:
+        optimizer = ReferenceMuon(model, optimizer)
     outcome = Outcome()
     experts = max(layer.num_experts for layer in find_moe_layers(model))
     with _chosen_experts(model) as chosen:

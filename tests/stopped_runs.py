@@ -58,11 +58,13 @@ class Case:
     backend: str = "fsdp2"
     stage: int = 0
     guard: str = "stop"
+    optimizer: str = "adamw"
 
     @property
     def name(self) -> str:
         moves = "restless" if self.restless else "calm"
-        return f"{self.family}-{self.dtype}-{self.dropout}-{self.policy}-{moves}-{self.dense_name}"
+        what = f"{self.family}-{self.dtype}-{self.dropout}-{self.policy}-{moves}"
+        return f"{what}-{self.dense_name}-{self.optimizer}"
 
     @property
     def dense_name(self) -> str:
@@ -102,6 +104,7 @@ class Case:
                 **({"deepspeed": {"stage": self.stage}} if self.stage else {}),
             },
             guard=GUARDS[self.guard],
+            optimizer={"kind": self.optimizer},
             schedule={"kind": "cosine", "warmup_steps": 4},
             checkpoint={"every": STOP, "keep": 0},
             logging={"every": 1, "sinks": ["jsonl"]},

@@ -38,7 +38,9 @@ from hecate.train.dense import (
     master_dtype,
     named_dense,
 )
+from hecate.train.expert_matrices import expert_matrices
 from hecate.train.metrics import ModelFlops, model_flops
+from hecate.train.muon import Matrices
 from hecate.train.optim import build_optimizer
 from hecate.train.spikes import SpikeGuard
 from hecate.train.step import TrainingStep
@@ -151,10 +153,16 @@ def build_trainer(
             {"use_reentrant": False, "context_fn": experts.checkpoint_contexts}
         )
     dense = backend.masters()
+    matrices: dict[str, Matrices] = {}
+    if config.optimizer.kind == "muon":
+        for layer, module in zip(layers, experts.modules, strict=True):
+            matrices[f"{layer.name}.chunks"] = expert_matrices(layer, module)
     optimizer = build_optimizer(
         config.optimizer,
         (dense | experts.named_parameters()).items(),
         [dense[name] for name in _embeddings(model) if name in dense],
+        routers=[dense[name] for name in _routers(model, experts) if name in dense],
+        matrices=matrices,
     )
     _choose_loss(root, backend, ctx)
     _learn_hidden(experts, root, backend, config)
@@ -252,6 +260,13 @@ def _learn_hidden(
 def _embeddings(model: PreTrainedModel) -> list[str]:
     modules: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     held = {id(module.weight) for module in modules if module is not None}
+    return [name for name, parameter in named_dense(model) if id(parameter) in held]
+
+
+def _routers(model: PreTrainedModel, experts: ShardedExperts) -> list[str]:
+    """What chooses experts: the parameters of modules that give the routers' logits."""
+    given = [router for router in experts.routers if router.module is not router.block]
+    held = {id(parameter) for router in given for parameter in router.module.parameters()}
     return [name for name, parameter in named_dense(model) if id(parameter) in held]
 
 

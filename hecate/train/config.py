@@ -103,4 +103,14 @@ class RunConfig(Config):
                 f"dense.backend {self.dense.backend} does not train adapters beside a frozen "
                 "model; set dense.backend to fsdp2, or lora.rank to 0"
             )
+        if self.optimizer.kind == "muon" and self.lora.active:
+            raise ValueError(
+                "optimizer.kind muon trains whole matrices, and lora.rank trains factors of low "
+                "rank; set optimizer.kind to adamw, or lora.rank to 0"
+            )
+        if self.optimizer.kind == "muon" and self.dense.backend == "deepspeed":
+            raise ValueError(
+                "optimizer.kind muon needs whole matrices, which dense.backend deepspeed cuts "
+                "into flat parts; set dense.backend to fsdp2 or ddp, or optimizer.kind to adamw"
+            )
         return self

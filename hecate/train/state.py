@@ -6,7 +6,7 @@ expert id): nothing is named by a rank, so another world size finds what it need
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ def optimizer_state(trainer: Trainer) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     dense = {id(parameter): name for name, parameter in trainer.dense.items()}
     shards = {id(shard.parameter): shard for shard in trainer.experts.shards}
-    for parameter in _optimized(trainer.optimizer):
-        moments = moments_of(trainer.optimizer, parameter)
-        for moment in MOMENTS:
+    for parameter, names in _optimized(trainer.optimizer):
+        moments = moments_of(trainer.optimizer, parameter, names)
+        for moment in names:
             if id(parameter) in dense:
                 key = dense_key(dense[id(parameter)])
                 state[optimizer_key(key, moment)] = moments[moment]
@@ -88,8 +88,8 @@ def optimizer_state(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
     """Tell the optimizer how many steps its moments have seen (AdamW's bias correction)."""
-    for parameter in _optimized(optimizer):
-        moments_of(optimizer, parameter)["step"].fill_(float(step))
+    for parameter, names in _optimized(optimizer):
+        moments_of(optimizer, parameter, names)["step"].fill_(float(step))
 
 
 def rng_state(rank: int) -> dict[str, torch.Tensor]:
@@ -109,6 +109,10 @@ def _rows(shard: ExpertShard, table_eC: torch.Tensor) -> dict[str, torch.Tensor]
     }
 
 
-def _optimized(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+def _optimized(
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[tuple[nn.Parameter, Sequence[str]]]:
+    """Each parameter, and the names of what is kept of it."""
     for group in optimizer.param_groups:
-        yield from group["params"]
+        for parameter in group["params"]:
+            yield parameter, group.get("moments", MOMENTS)

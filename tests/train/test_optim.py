@@ -42,24 +42,31 @@ def test_wsd_by_hand():
     assert learning_rate_factor(config, 12, 10) == pytest.approx(0.1)
 
 
+def test_linear_by_hand():
+    config = ScheduleConfig(kind="linear", warmup_steps=2, final_factor=0.2)
+    assert factors(config, 6) == pytest.approx([0.5, 1, 1, 0.8, 0.6, 0.4])
+    assert learning_rate_factor(config, 6, 6) == pytest.approx(0.2)
+    assert learning_rate_factor(config, 9, 6) == pytest.approx(0.2)
+
+
 def test_constant_by_hand():
     config = ScheduleConfig(kind="constant", warmup_steps=5)
     assert factors(config, 7) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
 def test_without_warmup_the_first_step_is_whole(kind):
     assert learning_rate_factor(ScheduleConfig(kind=kind), 0, 10) == 1.0
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
 def test_a_run_shorter_than_its_warmup_only_warms_up(kind):
     config = ScheduleConfig(kind=kind, warmup_steps=10)
     assert factors(config, 3) == pytest.approx([0.1, 0.2, 0.3])
 
 
 @given(
-    kind=st.sampled_from(["cosine", "wsd"]),
+    kind=st.sampled_from(["cosine", "linear", "wsd"]),
     warmup=st.integers(0, 20),
     steps=st.integers(1, 100),
     final=st.floats(0, 1),
@@ -91,7 +98,7 @@ def test_roles_by_name_and_shape():
         "q": "matrix",
         "norm": "vector",
         "experts.chunks": "expert",
-        "conv": "matrix",
+        "conv": "other",
     }
 
 
@@ -177,7 +184,7 @@ def test_settings_out_of_range_are_refused(fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"warmup_steps": -1}, {"final_factor": 1.5}, {"decay_fraction": 0}, {"kind": "linear"}],
+    [{"warmup_steps": -1}, {"final_factor": 1.5}, {"decay_fraction": 0}, {"kind": "steps"}],
 )
 def test_schedules_out_of_range_are_refused(fields):
     with pytest.raises(ValueError):

@@ -15,6 +15,7 @@ from hecate.fssdp.config import ExpertsConfig
 from hecate.models.build import hf_config, meta_model
 from hecate.models.families import MoELayer, find_moe_layers
 from hecate.models.loss import CHUNK_TOKENS
+from hecate.models.routers import find_routers
 from hecate.planner.owners import even_owners
 from hecate.train.config import RunConfig
 from hecate.train.dense import DTYPES, master_dtype
@@ -27,6 +28,7 @@ from hecate.train.footprint.parts import (
     activation_bytes,
 )
 from hecate.train.footprint.traced import MicroBatchShape, traced_pass
+from hecate.train.moments import MOMENTS
 
 # What routing will do is not known before training. A policy that levels loads keeps its busiest
 # rank near the mean, and copies few experts; the others leave it as uneven as routing is.
@@ -63,8 +65,9 @@ def estimate(
     dtype = master_dtype(compute_dtype)
     on_cuda = device_type == "cuda"
     accumulates = config.train.accumulation > 1
-    experts = _expert_sizes(config.experts, layers, world_size, accumulates=accumulates)
-    dense = _dense_sizes(model, layers, world_size, sharded=compute_dtype != dtype)
+    muon = config.optimizer.kind == "muon"
+    experts = _expert_sizes(config.experts, layers, world_size, accumulates=accumulates, muon=muon)
+    dense = _dense_sizes(model, layers, world_size, sharded=compute_dtype != dtype, muon=muon)
     copies_Y = copies_of_layers(config.experts, layers, world_size)
     text = model.config.get_text_config()
     sequences = -(-config.train.batch_sequences // config.train.accumulation // world_size)
@@ -154,7 +157,12 @@ def _attention(config: RunConfig, device_type: str) -> Literal["auto", "packed",
 
 
 def _expert_sizes(
-    config: ExpertsConfig, layers: tuple[MoELayer, ...], world_size: int, *, accumulates: bool
+    config: ExpertsConfig,
+    layers: tuple[MoELayer, ...],
+    world_size: int,
+    *,
+    accumulates: bool,
+    muon: bool,
 ) -> ExpertSizes:
     owners = even_owners([layer.num_experts for layer in layers], world_size)
     owned = [
@@ -172,11 +180,17 @@ def _expert_sizes(
         owned=max(owned),
         copied=max(copied) if config.rematerialize is True else sum(copied),
         copied_grads=sum(copied) if accumulates else max(copied),
+        moments=1 if muon else len(MOMENTS),
     )
 
 
 def _dense_sizes(
-    model: PreTrainedModel, layers: tuple[MoELayer, ...], world_size: int, *, sharded: bool
+    model: PreTrainedModel,
+    layers: tuple[MoELayer, ...],
+    world_size: int,
+    *,
+    sharded: bool,
+    muon: bool,
 ) -> DenseSizes:
     experts = {id(p) for layer in layers for p in model.get_submodule(layer.name).parameters()}
     blocks = set(model._no_split_modules or ())
@@ -187,8 +201,21 @@ def _dense_sizes(
         largest=max(total - sum(groups), *groups, 0),
         shards=world_size,
         gathered=world_size > 1 or sharded,
+        moments=total * len(MOMENTS) - (_numel_by_muon(model, layers) if muon else 0),
     )
 
 
 def _numel(module: nn.Module, experts: set[int]) -> int:
     return sum(p.numel() for p in module.parameters() if id(p) not in experts)
+
+
+def _numel_by_muon(model: PreTrainedModel, layers: tuple[MoELayer, ...]) -> int:
+    """Elements of the dense matrices that Muon keeps one moment of."""
+    heads = [model.get_input_embeddings(), model.get_output_embeddings()]
+    found = find_routers(model, layers)
+    routers = [router.module for router in found if router.module is not router.block]
+    others = {id(p) for m in (*heads, *routers) if m is not None for p in m.parameters()}
+    experts = {id(p) for layer in layers for p in model.get_submodule(layer.name).parameters()}
+    return sum(
+        p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in others | experts
+    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-MOMENTS = 2  # that AdamW keeps of a parameter
-
 
 @dataclass(frozen=True)
 class PassBytes:
@@ -70,7 +68,7 @@ def activation_bytes(trunk: PassBytes, loss: LossShape) -> int:
 
 @dataclass(frozen=True)
 class ExpertSizes:
-    """Elements of experts on the fullest rank.
+    """Elements of experts on the fullest rank. ``moments``: what an optimizer keeps of each.
 
     ``owned``: of all layers. ``copied``, ``copied_grads``: of copies whose weights, and whose
     gradients, are there at once.
@@ -79,6 +77,7 @@ class ExpertSizes:
     owned: int
     copied: int
     copied_grads: int
+    moments: int
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,14 @@ class DenseSizes:
 
     ``shards``: over how many ranks masters, gradients and moments are divided. ``gathered``:
     whether whole parameters in the compute dtype lie beside the masters. ``largest``: elements of
-    the largest group that is gathered and reduced at once.
+    the largest group that is gathered and reduced at once. ``moments``: of all.
     """
 
     total: int
     largest: int
     shards: int
     gathered: bool
+    moments: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def account(
         gathered = (dense.total + dense.largest) * compute_itemsize
         gathered += dense.total * master_itemsize if accumulates else 0
         gathered += dense.largest * (compute_itemsize + master_itemsize)
-    moments = own * MOMENTS * master_itemsize
+    kept = experts.owned * experts.moments + -(-own_dense * dense.moments // max(1, dense.total))
+    moments = kept * master_itemsize
     return Footprint(
         process=process,
         parameters=parameters,

@@ -22,8 +22,10 @@ def counted(**changes: object) -> Footprint:
         "checkpoint_copy": False,
         "allocator_share": 0.0,
     }
-    experts = ExpertSizes(owned=100, copied=30, copied_grads=20)
-    dense = changes.pop("dense", DenseSizes(total=40, largest=16, shards=1, gathered=False))
+    experts = ExpertSizes(owned=100, copied=30, copied_grads=20, moments=2)
+    dense = changes.pop(
+        "dense", DenseSizes(total=40, largest=16, shards=1, gathered=False, moments=80)
+    )
     return account(experts, dense, **(values | changes))  # type: ignore[arg-type]
 
 
@@ -44,7 +46,7 @@ def test_one_rank_in_single_precision():
 
 
 def test_shards_lie_beside_whole_parameters_in_the_compute_dtype():
-    dense = DenseSizes(total=41, largest=16, shards=4, gathered=True)
+    dense = DenseSizes(total=41, largest=16, shards=4, gathered=True, moments=82)
     found = counted(dense=dense, compute_itemsize=2)
     own = 100 + 11  # 41 over 4 ranks, the odd one rounded up
     assert found.parameters == 4 * own + 2 * 100  # of experts, a copy to compute with
