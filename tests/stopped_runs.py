@@ -59,6 +59,7 @@ class Case:
     stage: int = 0
     guard: str = "stop"
     optimizer: str = "adamw"
+    ema: float = 0.0
 
     @property
     def name(self) -> str:
@@ -105,6 +106,7 @@ class Case:
             },
             guard=GUARDS[self.guard],
             optimizer={"kind": self.optimizer},
+            ema={"decay": self.ema},
             schedule={"kind": "cosine", "warmup_steps": 4},
             checkpoint={"every": STOP, "keep": 0},
             logging={"every": 1, "sinks": ["jsonl"]},

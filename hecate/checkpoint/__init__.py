@@ -11,6 +11,7 @@ store.py      executes              a job's state <-> step-00000100
 mirror.py     executes              step-00000100 <-> an object store, whole or not at all
 architecture.py  decides            meta.json -> the model that a checkpoint holds
 reader.py     executes              step-00000100 -> one tensor, without a process group
+averaged.py   decides               a key -> that of its running average
 base.py       executes              a model's folder -> what tells it from others
 adapter.py    executes              step-00000100 of a LoRA run -> a PEFT folder, merged weights
 export.py     executes              step-00000100 -> a Hugging Face folder

@@ -7,6 +7,7 @@ process, whatever the number of ranks that saved it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from hecate.checkpoint.adapter import MergedWeights, SavedAdapters, has_adapters, write_adapter
 from hecate.checkpoint.architecture import saved_architecture
+from hecate.checkpoint.averaged import average_key, average_weight
 from hecate.checkpoint.folder import newest_checkpoint, saved_steps
 from hecate.checkpoint.names import dense_key, expert_key
 from hecate.checkpoint.reader import CheckpointReader
@@ -62,11 +64,13 @@ def export_run(
     dtype: ExportDtype = "as_trained",
     shard_bytes: int = SHARD_BYTES,
     merge: bool = False,
+    averaged: bool = False,
 ) -> ExportReport:
     """Write the checkpoint of ``step`` (0: the newest) as a folder that transformers loads.
 
     Of a LoRA run it is a folder of adapters that PEFT loads; with ``merge`` the whole model, the
-    adapters added to its weights. ``as_trained`` writes the dtype that the run computed in. Before
+    adapters added to its weights. ``averaged`` writes the running average of weights instead.
+    ``as_trained`` writes the dtype that the run computed in. Before
     ``out`` appears the folder is read back and every tensor compared with the checkpoint's, bit
     for bit after the cast. Nothing is left of an export that fails.
     """
@@ -80,7 +84,7 @@ def export_run(
     if merge:
         weights = MergedWeights(SavedAdapters.of(reader))
     else:
-        weights = CheckpointWeights.of_run(run_folder, step, reader=reader)
+        weights = CheckpointWeights.of_run(run_folder, step, reader=reader, averaged=averaged)
     model, layers = weights.model, weights.layers
     tokenizer_folder = run_folder / "tokenizer"
     if not tokenizer_folder.is_dir():
@@ -125,28 +129,48 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """A checkpoint's tensors by their names in its model, which is on the meta device."""
+    """A checkpoint's tensors by their names in its model, which is on the meta device.
+
+    ``average``: what the weights in its running averages add up to, which are read instead; 0 reads
+    the weights themselves.
+    """
 
     reader: CheckpointReader
     model: PreTrainedModel
     layers: tuple[MoELayer, ...]
+    average: float = 0.0
 
     @classmethod
     def of_run(
-        cls, run_folder: Path, step: int = 0, *, reader: CheckpointReader | None = None
+        cls,
+        run_folder: Path,
+        step: int = 0,
+        *,
+        reader: CheckpointReader | None = None,
+        averaged: bool = False,
     ) -> CheckpointWeights:
         """Those of the checkpoint of ``step``, or of the newest; of ``reader`` where it is open."""
         reader = reader or CheckpointReader(_checkpoint(run_folder, step))
         model = meta_model(saved_architecture(reader.path, reader.meta))
-        return cls(reader, model, find_moe_layers(model))
+        average = average_weight(reader.path, reader.meta) if averaged else 0.0
+        return cls(reader, model, find_moe_layers(model), average)
 
     def dense(self, name: str) -> Tensor:
-        """A parameter or buffer outside the experts."""
-        return self.reader.tensor(dense_key(name))
+        """A parameter or buffer outside the experts; a buffer has no average."""
+        return self._tensor(dense_key(name))
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(self.reader.keys())
+
+    def _tensor(self, key: str) -> Tensor:
+        if not self.average or average_key(key) not in self._keys:
+            return self.reader.tensor(key)
+        return self.reader.tensor(average_key(key)).div_(self.average)
 
     def expert(self, layer: MoELayer, expert_id: int) -> dict[str, Tensor]:
         """One expert's tensors by their names in the experts module, views of its chunk."""
-        chunk_C = self.reader.tensor(expert_key(layer.name, expert_id))
+        chunk_C = self._tensor(expert_key(layer.name, expert_id))
         if tuple(chunk_C.shape) != (layer.layout.numel,):
             raise CheckpointError(
                 f"expert {expert_id} of {layer.name} has another size in {self.reader.path}",

@@ -18,9 +18,10 @@ def command(
     merge: Annotated[
         bool, typer.Option("--merge", help="Of a LoRA run the whole model, not its adapters.")
     ] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="The average of its weights.")] = False,
 ) -> None:
     """Export, compare the folder with the checkpoint, and say what was written."""
-    report = export_run(run, out, step=step, dtype=dtype, merge=merge)
+    report = export_run(run, out, step=step, dtype=dtype, merge=merge, averaged=ema)
     print(
         f"wrote {report.folder}: {report.num_tensors} tensors of step {report.step} in "
         f"{report.dtype}, {report.size_bytes / 1e6:.1f} MB, read back equal"

@@ -38,6 +38,7 @@ from hecate.train.dense import (
     master_dtype,
     named_dense,
 )
+from hecate.train.ema import keep_average
 from hecate.train.expert_matrices import expert_matrices
 from hecate.train.metrics import ModelFlops, model_flops
 from hecate.train.muon import Matrices
@@ -164,6 +165,8 @@ def build_trainer(
         routers=[dense[name] for name in _routers(model, experts) if name in dense],
         matrices=matrices,
     )
+    if config.ema.decay:
+        keep_average(optimizer, config.ema.decay)
     _choose_loss(root, backend, ctx)
     _learn_hidden(experts, root, backend, config)
     step = TrainingStep(

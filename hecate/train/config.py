@@ -16,6 +16,7 @@ from hecate.models.build import ModelConfig
 from hecate.models.lora import LoraConfig
 from hecate.train.dense.config import DenseConfig
 from hecate.train.elastic.config import ElasticConfig
+from hecate.train.ema import EmaConfig
 from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
 from hecate.train.parallelism import what_instead
@@ -69,6 +70,7 @@ class RunConfig(Config):
     guard: GuardConfig = GuardConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -112,5 +114,11 @@ class RunConfig(Config):
             raise ValueError(
                 "optimizer.kind muon needs whole matrices, which dense.backend deepspeed cuts "
                 "into flat parts; set dense.backend to fsdp2 or ddp, or optimizer.kind to adamw"
+            )
+        if self.ema.decay and (self.lora.active or self.dense.backend == "deepspeed"):
+            other = "lora.rank" if self.lora.active else "dense.backend deepspeed"
+            raise ValueError(
+                f"ema.decay averages what the trainer's own optimizer steps, and {other} leaves "
+                "it only a part of the model; set ema.decay to 0, or train without that"
             )
         return self

@@ -30,7 +30,7 @@ from hecate.train.build import Trainer, build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.dense import DenseConfig
 from hecate.train.metrics import PhaseClock, bits_per_byte, perplexity
-from hecate.train.state import model_state
+from hecate.train.state import load_average, model_state
 
 
 def mean_loss(trainer: Trainer, batches: Iterable[MicroBatch], ctx: ParallelContext) -> float:
@@ -125,10 +125,11 @@ def read_config(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"dense": DenseConfig()})
 
 
-def evaluate_run(run_folder: Path) -> dict[str, float]:
+def evaluate_run(run_folder: Path, *, averaged: bool = False) -> dict[str, float]:
     """Evaluate the newest checkpoint of a run on all its held-out text; any number of ranks.
 
-    Returns ``quality`` and ``yardsticks``. Raises ``CheckpointError`` for a run without one.
+    ``averaged``: its running average of weights. Returns ``quality`` and ``yardsticks``. Raises
+    ``CheckpointError`` for a run without a checkpoint, or without an average.
     """
     config = read_config(load_run(run_folder))
     with open_mesh(config.mesh, Rendezvous.from_environment(os.environ)) as ctx:
@@ -156,6 +157,9 @@ def evaluate_run(run_folder: Path) -> dict[str, float]:
             fill=False,
             architecture=saved_architecture(newest, meta),
         )
-        store.load(newest, model_state(trainer))
-        trainer.experts.refresh()
+        if averaged:
+            load_average(store, newest, trainer, meta)
+        else:
+            store.load(newest, model_state(trainer))
+            trainer.experts.refresh()
         return evaluation(trainer, corpus, config, ctx) | yardsticks(corpus.facts)

@@ -17,8 +17,9 @@ def moments_of(
 ) -> dict[str, Any]:
     """The optimizer's own state of one parameter: ``step`` and ``names``, zeros if new."""
     moments: dict[str, Any] = optimizer.state[parameter]
-    if not moments:
+    if "step" not in moments:
         moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        for moment in names:
+    for moment in names:
+        if moment not in moments:
             moments[moment] = torch.zeros_like(parameter.detach())
     return moments

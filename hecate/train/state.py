@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hecate.checkpoint.averaged import average_key, average_weight
 from hecate.checkpoint.names import dense_key, expert_key, optimizer_key, rng_key
 from hecate.checkpoint.store import CheckpointStore
 from hecate.fssdp.shards import ExpertShard
@@ -67,6 +68,26 @@ def model_state(trainer: Trainer) -> dict[str, torch.Tensor]:
     for shard in trainer.experts.shards:
         state.update(_rows(shard, shard.parameter.detach()))
     return state
+
+
+def load_average(
+    store: CheckpointStore, path: Path, trainer: Trainer, meta: Mapping[str, Any]
+) -> None:
+    """Fill the model with the average of weights that the checkpoint at ``path`` keeps.
+
+    Buffers, which have none, are as saved. Raises ``CheckpointError`` where it keeps none.
+    """
+    weight = average_weight(path, meta)
+    buffers = {dense_key(name) for name, _ in saved_buffers(trainer.model)}
+    state = {
+        key if key in buffers else average_key(key): tensor
+        for key, tensor in model_state(trainer).items()
+    }
+    store.load(path, state)
+    for key, tensor in state.items():
+        if key not in buffers:
+            tensor.div_(weight)
+    trainer.experts.refresh()
 
 
 def optimizer_state(trainer: Trainer) -> dict[str, torch.Tensor]:

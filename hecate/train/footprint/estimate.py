@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -68,6 +69,9 @@ def estimate(
     muon = config.optimizer.kind == "muon"
     experts = _expert_sizes(config.experts, layers, world_size, accumulates=accumulates, muon=muon)
     dense = _dense_sizes(model, layers, world_size, sharded=compute_dtype != dtype, muon=muon)
+    if config.ema.decay:
+        experts = replace(experts, moments=experts.moments + 1)
+        dense = replace(dense, moments=dense.moments + dense.total)
     copies_Y = copies_of_layers(config.experts, layers, world_size)
     text = model.config.get_text_config()
     sequences = -(-config.train.batch_sequences // config.train.accumulation // world_size)
