@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from hecate.fssdp.measure import measured_costs
 from hecate.mesh import ParallelContext
 from hecate.planner.policies.protocol import Reckoning
@@ -36,6 +38,7 @@ def open_records(
     folder: Path,
     first_step: int,
     origins: Mapping[str, str],
+    console: Console,
     cause: str = "",
 ) -> Iterator[Records]:
     """Begin them from ``first_step`` on, and close them at the end; collective.
@@ -59,6 +62,7 @@ def open_records(
         resumed_step=first_step,
         settings=config.model_dump(mode="json") | {"origins": settings},
         environment=environment(ctx.device) if ctx.rank == 0 else {},
+        console=console,
     )
     with ExitStack() as stack:
         before_bytes = resident_bytes()

@@ -130,7 +130,7 @@ def _train_in(
     with (
         warned_once(ctx.rank),
         open_records(
-            config, ctx, trainer, folder, first_step, launch.origins, launch.cause
+            config, ctx, trainer, folder, first_step, launch.origins, console, launch.cause
         ) as records,
     ):
         memory = MemoryRecord.before_training(

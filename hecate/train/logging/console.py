@@ -56,7 +56,7 @@ class ConsoleSink:
 
     @classmethod
     def open(cls, config: LoggingConfig, run: Run) -> Self:
-        return cls(Console(), total_steps=run.total_steps, resumed_step=run.resumed_step)
+        return cls(run.console, total_steps=run.total_steps, resumed_step=run.resumed_step)
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         training = _training_figures(values, self._time_left(step))

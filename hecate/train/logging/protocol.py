@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
+from rich.console import Console
+
 from hecate.train.logging.config import LoggingConfig
 
 Value = float | Sequence[float] | Sequence[Sequence[float]]
@@ -20,6 +22,9 @@ class Run:
 
     ``resumed_step`` is the step of the checkpoint that the run continues from, 0 for a new run:
     a sink drops, or lets be overwritten, whatever an earlier process logged after it.
+
+    ``console``: where the run says everything, since a line of progress that moves has to know of
+    all that is printed above it.
     """
 
     folder: Path
@@ -28,6 +33,7 @@ class Run:
     resumed_step: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    console: Console = field(default_factory=Console)
 
 
 class OpenSink(Protocol):

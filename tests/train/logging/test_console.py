@@ -106,10 +106,14 @@ def test_a_terminal_shows_on_one_line_what_it_has_room_for(width, shown):
 
 _ON_A_TERMINAL = """
 import sys
-from rich.console import Console
+from pathlib import Path
+from hecate.train.logging import LoggingConfig, Run
 from hecate.train.logging.console import ConsoleSink
+from hecate.train.notices import saying
 
-sink = ConsoleSink(Console(), total_steps=40)
+run = Run(Path("run"), "toy", 40)
+sink = ConsoleSink.open(LoggingConfig(), run)
+saying(run.console)("the run says " + "more than a line has room for, " * 4)
 sink.log(10, {"loss": 2.5, "grad_norm": 1.5})
 sink.log(20, {"loss": 2.25})
 print("someone else prints")
@@ -123,7 +127,8 @@ def test_on_a_terminal_there_is_a_live_line():
     code, text = on_a_terminal([sys.executable, "-c", _ON_A_TERMINAL], width=100)
     assert code == 0
     assert "\x1b[?25l" in text and text.rstrip().endswith("\x1b[?25h")  # the cursor comes back
-    said, held_out, line = screen(text)
+    words, said, held_out, line = screen(text)
+    assert words == "the run says " + ("more than a line has room for, " * 4).rstrip()
     assert said == "someone else prints"
     assert held_out == "step 20/40  held out:  loss 2.1250"
     assert re.match(r"step 30/40 ━+.* 75% loss 2\.0000  left \d", line)

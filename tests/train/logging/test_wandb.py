@@ -113,7 +113,9 @@ def test_an_offline_run_lies_in_the_run_folder_and_resumes_with_its_id(tmp_path)
     assert config["train"] == {"steps": 40}
     assert config["environment"] == {"torch": "9.9", "commit": "abc"}
     listed = subprocess.run(
-        [sys.executable, "-m", "wandb", "sync", "--dry-run", str(path.parent)], capture_output=True, text=True
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", str(path.parent)],
+        capture_output=True,
+        text=True,
     )
     assert listed.returncode == 0 and path.parent.name in listed.stdout + listed.stderr
 
