@@ -40,7 +40,7 @@ class Way:
 @dataclass(frozen=True)
 class Disturbance:
     """Kill a rank every ``every_s``, chosen by ``seed``, the first time so long after the first
-    step; the run ends after ``total_s``."""
+    step; the run ends after ``total_s``, or, where it is still mending then, with its next step."""
 
     every_s: float
     total_s: float
@@ -116,6 +116,14 @@ class _Watch:
         path = self.run / "metrics.jsonl"
         return path.stat().st_size if path.exists() else 0
 
+    def mended(self, failures: int) -> bool:
+        """Whether it was taken up again after as many, and did a step since."""
+        starts = [json.loads(line) for line in _lines(self.run / "starts.jsonl")]
+        if len(starts) <= failures:
+            return False
+        lines = _lines(self.run / "metrics.jsonl")
+        return bool(lines) and json.loads(lines[-1])["time_s"] >= starts[-1]["time_s"]
+
     def until(self, met: Callable[[], bool], deadline_s: float) -> bool:
         """Wait for it; whether it came in time."""
         while not met():
@@ -130,6 +138,11 @@ class _Watch:
         return True
 
 
+def _lines(path: Path) -> list[str]:
+    """Those that are written to the end."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
 def _kill_now_and_then(watch: _Watch, way: Way, disturbance: Disturbance) -> list[float]:
     pick = random.Random(disturbance.seed)
     began_s = time.monotonic()
@@ -139,6 +152,7 @@ def _kill_now_and_then(watch: _Watch, way: Way, disturbance: Disturbance) -> lis
         next_s = began_s + disturbance.every_s * (len(kills_s) + 1)
         watch.until(lambda: False, min(next_s, ends_s))
         if next_s >= ends_s:
+            watch.until(lambda: watch.mended(len(kills_s)), ends_s + disturbance.every_s)
             return kills_s
         victim = pick.choice(sorted(way.ranks(watch.launcher.pid, watch.run)))
         os.kill(victim, signal.SIGKILL)
