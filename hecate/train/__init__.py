@@ -8,6 +8,8 @@
 | adapters.py | executes | LoRA: what is frozen, what adapters start from, how much trains |
 | dense/ | executes | dense parameters -> under FSDP2, DDP or DeepSpeed |
 | optim.py | decides | parameter groups by role, learning rate by step |
+| muon.py, expert_matrices.py | executes | Muon's update, of dense matrices and of each expert's |
+| ema.py | executes | weights after each step -> their average |
 | moments.py | executes | a parameter -> what the optimizer keeps of it |
 | reshard.py | executes | who owns which expert -> and from a checkpoint |
 | spikes.py | decides | a step's loss and gradient norm -> taken, left out, or back |
