@@ -132,6 +132,7 @@ def charts(metrics: Metrics, training: Training) -> list[Chart]:
         _plain(training, "speed", "Tokens per second", "/s", "tokens_per_s"),
         _plain(training, "mfu", "Model FLOPs utilisation", "share", "mfu", "of measured peak"),
         _plain(training, "grad", "Gradient norm", "", "grad_norm", "before clipping"),
+        _plain(training, "noise", "Gradient noise scale", "tokens", "noise_scale_tokens"),
         _plain(training, "rate", "Learning rate", "", "learning_rate"),
         _plain(training, "auxiliary", "Auxiliary loss", "", "auxiliary_loss", "of the routers"),
         _plain(training, "experts", "Experts' FLOPs utilisation", "share", "experts/mfu"),
@@ -162,7 +163,7 @@ MEMORY = {
 }
 SHOWN = frozenset(
     "loss perplexity bits_per_byte tokens_per_s mfu learning_rate grad_norm auxiliary_loss "
-    "load/copies load/moved_experts experts/mfu skipped_steps".split()
+    "load/copies load/moved_experts experts/mfu skipped_steps noise_scale_tokens".split()
 ) | frozenset({**BYTES, **MEMORY})
 
 

@@ -25,6 +25,7 @@
 | expert_figures.py | decides | steps, seconds of all ranks -> what the log says of them |
 | router_health.py | decides | the routers' counts -> entropy, dead experts |
 | metrics.py, memory.py, peak.py | decides / executes | the figures of a run |
+| noise.py | decides / executes | AdamW's moments -> the gradient noise scale |
 | footprint/ | decides | a configuration, a world size -> the memory of its fullest rank |
 | host_memory.py | executes | keeps freed memory with the process |
 | mirrored.py | executes | checkpoints that appear -> a mirror, and back |

@@ -39,6 +39,7 @@ from hecate.train.metrics import (
     mfu,
     perplexity,
 )
+from hecate.train.noise import noise_scale
 from hecate.train.profile import Recorder
 from hecate.train.reshard import placement_state
 from hecate.train.router_health import RouterTally
@@ -219,6 +220,13 @@ class TrainingLoop:
         if self._ctx.rank == 0:
             self._small.look(reached, float(result.counts_YE.double().mean()))
         figures |= interval.router.figures() | interval.experts.figures()
+        figures |= noise_scale(
+            self._trainer.optimizer,
+            self._trainer.experts.parameters(),
+            self._ctx,
+            updates=self._trainer.step.updates,
+            step_tokens=interval.tokens / interval.steps,
+        )
         figures |= time_figures(seconds_WSY)
         figures["experts/mfu"] = reached
         figures |= {f"seconds/{name}": value for name, value in self._phases.take().items()}

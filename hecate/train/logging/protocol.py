@@ -51,6 +51,7 @@ class OpenSink(Protocol):
         load/{idle_copies,missed_experts,straggler_wait_s}   [layers], since the last ``log``
         router/{entropy,dead_experts}                        [layers], likewise
         skipped_steps                                        by the guard, since the run began
+        noise_scale_tokens                                   of gradients, where it can be told
         load/moved_experts  {gather,reduce}/bytes            all ranks, since the last ``log``
         gather/{exposed,hidden}_s                            [layers], mean of ranks, likewise
         eval/{loss,perplexity,bits_per_byte}                 after an evaluation

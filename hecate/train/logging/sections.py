@@ -22,6 +22,7 @@ SECTIONS = {
     "learning_rate": "train",
     "grad_norm": "train",
     "skipped_steps": "train",
+    "noise_scale_tokens": "train",
     "tokens_per_s": "speed",
     "mfu": "speed",
     "experts/mfu": "speed",
