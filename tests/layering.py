@@ -48,6 +48,10 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.folders": frozenset(),
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
+    "serving": frozenset(),
+    "serving.engine": frozenset({"serving.request", "serving.errors", "hecate.models"}),
+    "serving.request": frozenset({"serving.errors"}),
+    "serving.errors": frozenset({"hecate.errors"}),
 }
 
 # Decisions: no process group, clock, file or chance.
@@ -91,6 +95,7 @@ PURE = frozenset(
         "hecate.train.profile.phases",
         "hecate.train.profile.summary",
         "hecate.train.profile.trace",
+        "serving.request",
     }
 )
 IMPURE = frozenset(
@@ -202,9 +207,9 @@ def layer_of(target: str) -> str:
     parts = target.split(".")
     if parts[0] == "collectives":
         return "collectives"
-    if parts[0] != "hecate":
+    if parts[0] not in ("hecate", "serving"):
         return ""
-    return "hecate" if len(parts) == 1 or parts[1] == "__main__" else ".".join(parts[:2])
+    return parts[0] if len(parts) == 1 or parts[1] == "__main__" else ".".join(parts[:2])
 
 
 def reach(layer: str, arrows: Mapping[str, frozenset[str]] = ARROWS) -> frozenset[str]:

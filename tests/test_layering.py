@@ -10,7 +10,7 @@ import pytest
 from layering import ARROWS, Module
 
 ROOT = Path(__file__).parent.parent
-SOURCE = layering.read_modules(ROOT, ("hecate", "collectives"))
+SOURCE = layering.read_modules(ROOT, ("hecate", "collectives", "serving"))
 TESTS = layering.read_modules(ROOT, ("tests",))
 
 IMPORT_NAMES = {"pyyaml": "yaml"}

@@ -1,0 +1,95 @@
+"""What everything above an engine may assume of it; engines are ``native`` and ``vllm``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from serving.request import Delta, Request
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What does not change while an engine lives.
+
+    ``model``: the name that it is served under. ``digest``: of its weights and configuration.
+    ``max_tokens``: prompt and answer together. ``embeds``: whether ``embed`` works.
+    """
+
+    model: str
+    digest: str
+    family: str
+    vocab_size: int
+    max_tokens: int
+    eos_token_ids: tuple[int, ...]
+    embeds: bool
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """How busy an engine is, now. ``*_total`` only grow, so that a rate is a difference.
+
+    ``tokens_in_flight``: what admitted requests may still come to compute, prompts and answers.
+    ``prefix_hit_tokens_total`` of ``prefix_query_tokens_total``: of prompts, what was cached.
+    """
+
+    waiting: int
+    running: int
+    tokens_in_flight: int
+    blocks_used: int
+    blocks_total: int
+    steps_total: int
+    prompt_tokens_total: int
+    generated_tokens_total: int
+    prefix_query_tokens_total: int
+    prefix_hit_tokens_total: int
+    preemptions_total: int
+
+
+class Engine(Protocol):
+    """Answers requests; one caller, on one event loop, which none of these holds up.
+
+    Deltas of a request come in the order in which its tokens were made; of one that was admitted,
+    every answer gets exactly one delta with ``finish``, after which nothing more comes of it.
+    """
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    async def start(self) -> None:
+        """Load, so that the next request is answered at once. Raises ``ModelError``."""
+        ...
+
+    async def submit(self, request: Request) -> None:
+        """Admit ``request``; its deltas come from ``steps``.
+
+        Raises ``InvalidRequest`` (``ContextTooLong`` among them), ``ModelNotFound`` for an adapter
+        that is not there, ``Overloaded``, and ``EngineDead``.
+        """
+        ...
+
+    async def cancel(self, request_id: str) -> None:
+        """End it with the step under way: its memory is free after that. Unknown ids are fine."""
+        ...
+
+    def steps(self) -> AsyncIterator[Sequence[Delta]]:
+        """What each step made, of all requests together; read by one reader, all the time.
+
+        It ends when the engine is closed. Raises ``EngineDead`` when it died.
+        """
+        ...
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """One vector of unit length for each prompt: the mean of its last hidden states."""
+        ...
+
+    def load(self) -> EngineLoad: ...
+
+    def check(self) -> None:
+        """Raise ``EngineDead`` unless it lives and, with work to do, does it."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel what is left and give everything back; harmless when called twice."""
+        ...
