@@ -49,7 +49,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
     "serving": frozenset(),
-    "serving.engine": frozenset({"serving.request", "serving.errors", "hecate.models"}),
+    "serving.engine": frozenset({"serving.caches", "hecate.models"}),
+    "serving.caches": frozenset({"serving.memory", "hecate.config"}),
+    "serving.memory": frozenset({"serving.request", "serving.errors", "hecate.config"}),
     "serving.request": frozenset({"serving.errors"}),
     "serving.errors": frozenset({"hecate.errors"}),
 }
@@ -95,6 +97,12 @@ PURE = frozenset(
         "hecate.train.profile.phases",
         "hecate.train.profile.summary",
         "hecate.train.profile.trace",
+        "serving.caches.prefix",
+        "serving.caches.prefix.none",
+        "serving.caches.prefix.protocol",
+        "serving.caches.prefix.radix",
+        "serving.memory.blocks",
+        "serving.memory.tables",
         "serving.request",
     }
 )

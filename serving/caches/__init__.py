@@ -1,0 +1,1 @@
+"""Caches of keys and values that outlive the request they were computed for."""

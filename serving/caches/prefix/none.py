@@ -1,0 +1,23 @@
+"""No cache: every prompt is computed whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serving.memory.blocks import BlockPool
+
+
+class NoPrefix:
+    """The baseline: nothing is kept."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        pass
+
+    def match(self, scope: bytes, tokens: Sequence[int]) -> list[int]:
+        return []
+
+    def insert(self, scope: bytes, tokens: Sequence[int], block_ids: Sequence[int]) -> int:
+        return 0
+
+    def evict(self, count: int) -> int:
+        return 0

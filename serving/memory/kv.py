@@ -1,0 +1,72 @@
+"""The tensors behind a pool's blocks: keys and values of every layer, slot by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from serving.memory.tables import BlockCopy
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer keeps of a token: ``heads`` keys and values, of sizes that may differ."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def numel(self) -> int:
+        return self.heads * (self.key_dim + self.value_dim)
+
+
+class PagedKV:
+    """Keys ``[P * Z, M, H]`` and values of each layer; slot ``block_id * Z + offset`` is a token's.
+
+    One pair of tensors a layer, in the pool's order of blocks, all of ``dtype`` on ``device``.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_tokens = block_tokens
+        slots = num_blocks * block_tokens
+
+        def empty(heads: int, dim: int) -> torch.Tensor:
+            # Zeros: what was never written is multiplied by a weight of 0, and 0 * NaN is NaN.
+            return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
+
+        self.keys = [empty(layer.heads, layer.key_dim) for layer in layers]
+        self.values = [empty(layer.heads, layer.value_dim) for layer in layers]
+
+    def write(
+        self, layer: int, slots_T: torch.Tensor, key_TMH: torch.Tensor, value_TMH: torch.Tensor
+    ) -> None:
+        """Put the keys and values of ``T`` tokens into their slots (int64, same device)."""
+        self.keys[layer].index_copy_(0, slots_T, key_TMH)
+        self.values[layer].index_copy_(0, slots_T, value_TMH)
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy whole blocks in every layer; no block is both source and target."""
+        if not copies:
+            return
+        device = self.keys[0].device
+        sources = torch.tensor([c.source for c in copies], device=device)
+        targets = torch.tensor([c.target for c in copies], device=device)
+        for tensor in (*self.keys, *self.values):
+            blocks = tensor.unflatten(0, (-1, self.block_tokens))
+            blocks[targets] = blocks[sources]
+
+
+def bytes_per_block(layers: Sequence[LayerShape], block_tokens: int, dtype: torch.dtype) -> int:
+    """What one block costs over all layers."""
+    return sum(layer.numel for layer in layers) * block_tokens * dtype.itemsize
