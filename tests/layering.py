@@ -49,6 +49,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
     "serving": frozenset(),
+    "serving.api": frozenset({"serving.engine", "hecate.config"}),
     "serving.engine": frozenset({"serving.caches", "hecate.models"}),
     "serving.caches": frozenset({"serving.memory", "hecate.config"}),
     "serving.memory": frozenset({"serving.request", "serving.errors", "hecate.config"}),
@@ -77,6 +78,7 @@ PURE = frozenset(
         "hecate.planner.quotas",
         "hecate.planner.replay",
         "hecate.planner.sharding",
+        "hecate.errors",
         "hecate.fssdp.keeping",
         "hecate.fssdp.observed",
         "hecate.report.bins",
@@ -97,10 +99,14 @@ PURE = frozenset(
         "hecate.train.profile.phases",
         "hecate.train.profile.summary",
         "hecate.train.profile.trace",
+        "serving.api.answers",
+        "serving.api.rendering",
+        "serving.api.tools",
         "serving.caches.prefix",
         "serving.caches.prefix.none",
         "serving.caches.prefix.protocol",
         "serving.caches.prefix.radix",
+        "serving.errors",
         "serving.memory.blocks",
         "serving.memory.tables",
         "serving.request",
@@ -131,6 +137,12 @@ OPTIONAL: dict[str, frozenset[str]] = {
     "peft": frozenset({"hecate/bench/peers/peft_model.py"}),
     "ray": frozenset({"hecate/train/workers/cluster.py"}),
     "vllm": frozenset(),
+    "fastapi": frozenset({"serving/api/routes.py", "serving/api/connection.py"}),
+    "starlette": frozenset(
+        {"serving/api/routes.py", "serving/api/connection.py", "serving/api/guard.py"}
+    ),
+    "prometheus_client": frozenset({"serving/api/metrics.py"}),
+    "uvicorn": frozenset(),
 }
 
 GROUP_MAKERS = frozenset(

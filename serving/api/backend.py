@@ -1,0 +1,41 @@
+"""What the routes need of whatever answers: an engine in this process, or many behind a router."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from serving.engine.protocol import EngineFacts, EngineLoad
+from serving.request import Delta, Request
+
+
+class Backend(Protocol):
+    """Answers requests, each by a stream of its own."""
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    async def open(self, request: Request) -> AsyncIterator[Delta]:
+        """Admit ``request`` and give its deltas; to stop earlier, ``close`` it.
+
+        Raises what ``Engine.submit`` does; the iterator raises ``EngineDead``.
+        """
+        ...
+
+    async def close(self, request_id: str) -> None:
+        """Cancel what is left of a request; harmless for one that has ended."""
+        ...
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]: ...
+
+    def adapters(self) -> Sequence[str]:
+        """Names of the adapters that requests may ask for."""
+        ...
+
+    def loads(self) -> Sequence[tuple[str, EngineLoad]]:
+        """How busy each engine is, by its replica's name."""
+        ...
+
+    def check(self) -> None:
+        """Raise ``EngineDead`` where nobody is left to answer."""
+        ...

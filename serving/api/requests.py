@@ -1,0 +1,196 @@
+"""From a checked body to what an engine is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from serving.api.prompts import Prompts
+from serving.api.schemas import ChatBody, CompletionBody, SampledBody
+from serving.engine.protocol import EngineFacts
+from serving.errors import ContextTooLong, InvalidRequest, ModelNotFound
+from serving.request import NO_LOGPROBS, Grammar, Request, Sampling
+
+COMPLETION_TOKENS = 16  # OpenAI's default
+MAX_CHOICES = 128
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, by which name the answer goes, and when it came."""
+
+    answer_id: str
+    tenant: str
+    arrival_s: float
+
+
+def completion_requests(
+    body: CompletionBody, caller: Caller, prompts: Prompts, facts: EngineFacts
+) -> list[Request]:
+    """One request for each prompt of ``body``. Raises ``RequestError``."""
+    given = [tokens_of(prompt, prompts, facts, "prompt") for prompt in body.prompts]
+    if len(given) * body.n > MAX_CHOICES:
+        raise InvalidRequest(
+            "too many choices", got=f"{len(given)} prompts, n {body.n}", expected="128", param="n"
+        )
+    logprobs = NO_LOGPROBS if body.logprobs is None else body.logprobs
+    wanted = body.max_tokens if body.max_tokens is not None else COMPLETION_TOKENS
+    return [
+        _request(
+            body,
+            caller,
+            facts,
+            tokens,
+            wanted if body.max_tokens is not None else min(wanted, room(tokens, facts)),
+            logprobs,
+            None,
+            suffix=f"-{at}",
+        )
+        for at, tokens in enumerate(given)
+    ]
+
+
+def chat_request(body: ChatBody, caller: Caller, prompts: Prompts, facts: EngineFacts) -> Request:
+    """The one request of ``body``. Raises ``RequestError``."""
+    tools = body.tools if body.tools and body.tool_choice != "none" else []
+    if body.tool_choice not in (None, "none", "auto"):
+        raise InvalidRequest(
+            "the model decides whether it calls a tool",
+            got="a required one",
+            expected='"auto" or "none"',
+            param="tool_choice",
+        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest(
+            "top_logprobs has no effect without logprobs",
+            fix="set logprobs to true",
+            param="top_logprobs",
+        )
+    tokens = prompts.chat(body.messages, tools)
+    wanted = body.max_completion_tokens or body.max_tokens or room(tokens, facts)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else NO_LOGPROBS
+    return _request(body, caller, facts, tokens, wanted, logprobs, _grammar(body))
+
+
+def adapter_of(model: str, facts: EngineFacts) -> str:
+    """The adapter that ``base:adapter`` names, "" for the base. Raises ``ModelNotFound``."""
+    if model == facts.model:
+        return ""
+    if model.startswith(f"{facts.model}:") and (adapter := model[len(facts.model) + 1 :]):
+        return adapter
+    raise ModelNotFound(
+        f"there is no model {model} here",
+        expected=f"{facts.model}, or {facts.model}:ADAPTER",
+        fix="GET /v1/models lists what is served",
+        param="model",
+    )
+
+
+def tokens_of(
+    prompt: str | Sequence[int], prompts: Prompts, facts: EngineFacts, param: str
+) -> tuple[int, ...]:
+    """Tokens of a text, or tokens given as such, checked. Raises ``InvalidRequest``."""
+    tokens = prompts.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+    if not tokens:
+        raise InvalidRequest("the prompt is empty", expected="one token at least", param=param)
+    if max(tokens) >= facts.vocab_size:
+        raise InvalidRequest(
+            "a token that the model does not have",
+            got=str(max(tokens)),
+            expected=f"ids below {facts.vocab_size}",
+            param=param,
+        )
+    return tokens
+
+
+def room(tokens: Sequence[int], facts: EngineFacts) -> int:
+    """How many tokens an answer may have. Raises ``ContextTooLong`` where none."""
+    left = facts.max_tokens - len(tokens)
+    if left < 1:
+        raise ContextTooLong(
+            "the prompt fills the model's context",
+            got=f"{len(tokens)} tokens",
+            expected=f"at most {facts.max_tokens} with the answer",
+            fix="shorten the prompt",
+            param="messages",
+        )
+    return left
+
+
+def _request(
+    body: SampledBody,
+    caller: Caller,
+    facts: EngineFacts,
+    tokens: tuple[int, ...],
+    max_tokens: int,
+    logprobs: int,
+    grammar: Grammar | None,
+    *,
+    suffix: str = "",
+) -> Request:
+    adapter = adapter_of(body.model, facts)
+    if len(tokens) + max_tokens > facts.max_tokens:
+        raise ContextTooLong(
+            "prompt and answer do not fit the model's context",
+            got=f"{len(tokens)} tokens and max_tokens {max_tokens}",
+            expected=f"at most {facts.max_tokens} together",
+            fix="shorten the prompt or lower max_tokens",
+            param="max_tokens",
+        )
+    if body.min_tokens > max_tokens:
+        raise InvalidRequest(
+            "min_tokens is more than max_tokens",
+            got=f"{body.min_tokens} and {max_tokens}",
+            param="min_tokens",
+        )
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options has no effect without stream", param="stream_options")
+    bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+    for name, ids in (("logit_bias", bias), ("stop_token_ids", body.stop_token_ids or ())):
+        if beyond := [token for token in ids if not 0 <= token < facts.vocab_size]:
+            raise InvalidRequest(
+                f"{name} names a token that the model does not have",
+                got=str(beyond[0]),
+                expected=f"ids from 0 to {facts.vocab_size - 1}",
+                param=name,
+            )
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(0, body.top_k),
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=MappingProxyType(bias),
+        seed=body.seed,
+        stop=body.stops,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
+        logprobs=logprobs,
+        grammar=grammar,
+    )
+    return Request(
+        request_id=caller.answer_id + suffix,
+        prompt=tokens,
+        sampling=sampling,
+        n=body.n,
+        adapter=adapter,
+        tenant=caller.tenant,
+        priority=body.priority,
+        arrival_s=caller.arrival_s,
+    )
+
+
+def _grammar(body: ChatBody) -> Grammar | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return Grammar("json")
+    schema = wanted.json_schema.json_schema
+    return Grammar("json", json.dumps(schema) if schema is not None else "")

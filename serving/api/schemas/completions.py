@@ -1,0 +1,33 @@
+"""``POST /v1/completions``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from serving.api.schemas.sampled import SampledBody
+
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(max_length=4_000_000)]
+Tokens = Annotated[list[Token], Field(min_length=1)]
+
+
+class CompletionBody(SampledBody):
+    """``prompt``: a text, tokens, or up to 64 of either; each gets ``n`` answers."""
+
+    prompt: (
+        Text
+        | Tokens
+        | Annotated[list[Text], Field(min_length=1, max_length=64)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=64)]
+    )
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)

@@ -1,0 +1,225 @@
+"""An engine without a model: it answers what it was asked, token by token, by a fixed rule.
+
+It keeps the whole contract of ``serving.engine.protocol``, so that what stands above an engine can
+be tested for what it does alone. Of a conversation it repeats what the user said last, of any other
+prompt the prompt itself; token after token, then it stops. Answer ``i`` of a request begins ``i``
+tokens later. The chosen token has log-probability -0.5, and the next ids -1.5, -2.5, ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from serving.api.prompts import Prompts
+from serving.engine.protocol import EngineFacts, EngineLoad
+from serving.errors import ContextTooLong, EngineDead, ModelNotFound, Overloaded
+from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
+
+SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+TEMPLATE = (
+    "{% if tools %}<|system|>Tools, called as <tool_call>...</tool_call>: {{ tools | tojson }}"
+    "<|end|>{% endif %}{% for m in messages %}"
+    "{% if m.role == 'developer' %}{{ raise_exception('no developers here') }}{% endif %}"
+    "{{ '<|' + m.role + '|>' + m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TEXTS = ["hello there, how are you today? the weather is fine", '{"name": "f", "arguments": {}}']
+CRASH = "die now"
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """A real byte-level BPE of 300 tokens, with a chat template that knows tools."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 10, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def save_toy_tokenizer(folder: Path) -> Path:
+    toy_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class _Answer:
+    script: tuple[int, ...]
+    text: str = ""
+    shown: int = 0
+    made: int = 0
+    done: bool = False
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+
+class RuleEngine:
+    """``step_s`` between steps; ``most`` requests at once, more are refused; ``facts`` of a toy.
+
+    A prompt with ``CRASH`` in it kills the engine in its next step, as a bug of one would.
+    """
+
+    def __init__(self, *, step_s: float = 0.0, most: int = 64, max_tokens: int = 1024) -> None:
+        self._tokenizer = toy_tokenizer()
+        self._prompts = Prompts(self._tokenizer)
+        self._step_s = step_s
+        self._most = most
+        self._running: dict[str, tuple[Request, list[_Answer]]] = {}
+        self._made: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._dead: EngineDead | None = None
+        self.cancelled: list[str] = []
+        self.seen: list[Request] = []
+        self._steps = self._prompt_tokens = self._generated = 0
+        self._facts = EngineFacts(
+            model="toy",
+            digest="0" * 64,
+            family="rule",
+            vocab_size=len(self._tokenizer),
+            max_tokens=max_tokens,
+            eos_token_ids=(0,),
+            embeds=True,
+        )
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._facts
+
+    async def start(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
+
+    async def submit(self, request: Request) -> None:
+        if self._dead:
+            raise self._dead
+        if len(request.prompt) + request.sampling.max_tokens > self._facts.max_tokens:
+            raise ContextTooLong("too long")
+        if request.adapter not in ("", "twin"):
+            raise ModelNotFound(f"there is no adapter {request.adapter}", param="model")
+        if len(self._running) >= self._most:
+            raise Overloaded("too much is waiting", retry_after_s=1.2)
+        script = self._script(request)
+        self._running[request.request_id] = (
+            request,
+            [_Answer(script[at:]) for at in range(request.n)],
+        )
+        self.seen.append(request)
+        self._prompt_tokens += len(request.prompt)
+
+    async def cancel(self, request_id: str) -> None:
+        if self._running.pop(request_id, None):
+            self.cancelled.append(request_id)
+
+    async def steps(self) -> AsyncIterator[Sequence[Delta]]:
+        while (deltas := await self._made.get()) is not None:
+            yield deltas
+        if self._dead:
+            raise self._dead
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [[1.0 if at == prompt[0] % 4 else 0.0 for at in range(4)] for prompt in prompts]
+
+    def load(self) -> EngineLoad:
+        flight = sum(len(r.prompt) + r.sampling.max_tokens for r, _ in self._running.values())
+        return EngineLoad(
+            waiting=0,
+            running=len(self._running),
+            tokens_in_flight=flight,
+            blocks_used=0,
+            blocks_total=8,
+            steps_total=self._steps,
+            prompt_tokens_total=self._prompt_tokens,
+            generated_tokens_total=self._generated,
+            prefix_query_tokens_total=self._prompt_tokens,
+            prefix_hit_tokens_total=0,
+            preemptions_total=0,
+        )
+
+    def check(self) -> None:
+        if self._dead:
+            raise self._dead
+
+    async def close(self) -> None:
+        self._running.clear()
+        if self._task:
+            self._task.cancel()
+        self._made.put_nowait(None)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._step_s)
+            if not self._running:
+                await asyncio.sleep(0.001)
+                continue
+            for request, _ in self._running.values():
+                if CRASH in self._tokenizer.decode(request.prompt):
+                    self._dead = EngineDead("the engine met its end")
+                    self._made.put_nowait(None)
+                    return
+            self._steps += 1
+            self._made.put_nowait(self._step())
+
+    def _step(self) -> list[Delta]:
+        deltas = []
+        for name, (request, answers) in list(self._running.items()):
+            for index, answer in enumerate(answers):
+                if not answer.done:
+                    deltas.append(self._next(request, index, answer, answers))
+            if all(answer.done for answer in answers):
+                del self._running[name]
+        return deltas
+
+    def _next(self, request: Request, index: int, answer: _Answer, all_: list[_Answer]) -> Delta:
+        sampling = request.sampling
+        token = answer.script[answer.made] if answer.made < len(answer.script) else 0
+        answer.made += 1
+        self._generated += 1
+        finish: Finish | None = None
+        if token == 0 and not sampling.ignore_eos:
+            finish = Finish.STOP
+        else:
+            answer.text += answer.decoder.decode(self._prompts.token_text(token)[1])
+        if finish is None and answer.made == sampling.max_tokens:
+            finish = Finish.LENGTH
+        shown = len(answer.text)
+        for stop in sampling.stop:
+            if (at := answer.text.find(stop)) >= 0:
+                shown, finish = min(shown, at), Finish.STOP
+            elif finish is None:
+                sizes = range(1, len(stop))
+                held = max((n for n in sizes if answer.text.endswith(stop[:n])), default=0)
+                shown = min(shown, len(answer.text) - held)
+        text = answer.text[answer.shown : shown]
+        answer.shown = max(shown, answer.shown)
+        answer.done = finish is not None
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if sampling.logprobs >= 0:
+            top = tuple(
+                ((token + at) % self._facts.vocab_size, -0.5 - at)
+                for at in range(sampling.logprobs)
+            )
+            logprobs = (TokenLogprobs(token, -0.5, top),)
+        usage = Usage(len(request.prompt), 0, sum(one.made for one in all_))
+        return Delta(request.request_id, index, (token,), text, usage, logprobs, finish)
+
+    def _script(self, request: Request) -> tuple[int, ...]:
+        prompt = list(request.prompt)
+        if SPECIAL.index("<|user|>") not in prompt:
+            return tuple(prompt)
+        begin = len(prompt) - prompt[::-1].index(SPECIAL.index("<|user|>"))
+        return tuple(prompt[begin : prompt.index(0, begin)])
