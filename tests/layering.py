@@ -50,7 +50,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "collectives": frozenset(),
     "serving": frozenset(),
     "serving.api": frozenset({"serving.engine", "hecate.config"}),
-    "serving.engine": frozenset({"serving.caches", "hecate.models"}),
+    "serving.engine": frozenset({"serving.scheduling", "hecate.models"}),
+    "serving.scheduling": frozenset({"serving.caches", "hecate.config"}),
     "serving.caches": frozenset({"serving.memory", "hecate.config"}),
     "serving.memory": frozenset({"serving.request", "serving.errors", "hecate.config"}),
     "serving.request": frozenset({"serving.errors"}),
@@ -109,7 +110,14 @@ PURE = frozenset(
         "serving.errors",
         "serving.memory.blocks",
         "serving.memory.tables",
+        "serving.engine.checks",
+        "serving.engine.protocol",
+        "serving.engine.text",
         "serving.request",
+        "serving.scheduling",
+        "serving.scheduling.decisions",
+        "serving.scheduling.scheduler",
+        "serving.scheduling.sequences",
     }
 )
 IMPURE = frozenset(

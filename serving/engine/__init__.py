@@ -3,4 +3,14 @@
 | file | decides or executes | in -> out |
 |---|---|---|
 | protocol.py | - | what an engine is, for everything above it |
+| config.py | - | the model, and what an engine may use for it |
+| build.py | executes | a configuration -> an engine |
+| native.py | executes | requests <-> a thread that computes step after step |
+| worker.py | executes | one step: schedule, compute, sample, tell |
+| checks.py | decides | a request -> whether it can be answered here at all |
+| batch.py | decides | pieces of sequences -> one packed batch |
+| attention.py | executes | queries, paged keys and values -> attention |
+| loading.py | executes | a Hugging Face folder -> a model with our attention |
+| sampler.py | executes | logits, each answer's rules -> tokens |
+| text.py | decides | tokens -> text, whole characters, cut at stop strings |
 """

@@ -54,10 +54,13 @@ class RadixPrefix:
         return block_ids
 
     def insert(self, scope: bytes, tokens: Sequence[int], block_ids: Sequence[int]) -> int:
+        keys = self._keys(tokens)
+        if not keys:
+            return 0
         node = self._roots.setdefault(scope, _Node((), -1, None, scope))
         new = 0
         self._uses += 1
-        for key, block_id in zip(self._keys(tokens), block_ids, strict=False):
+        for key, block_id in zip(keys, block_ids, strict=False):
             child = node.children.get(key)
             if child is None:
                 child = node.children[key] = _Node(key, block_id, node)

@@ -1,0 +1,154 @@
+"""The composition root of engines: a configuration becomes an ``Engine``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.modeling_utils import PreTrainedModel
+
+from hecate.errors import ConfigError, TokenizerError
+from serving.caches.prefix import PREFIX_CACHES
+from serving.engine.config import EngineConfig
+from serving.engine.loading import LoadedModel, load_model
+from serving.engine.native import NativeEngine
+from serving.engine.protocol import Engine, EngineFacts
+from serving.engine.text import Decode
+from serving.engine.worker import Worker
+from serving.memory.blocks import BlockPool
+from serving.memory.kv import PagedKV, bytes_per_block
+from serving.scheduling.scheduler import Scheduler
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """The engine that ``config`` describes, not started yet."""
+    return ENGINES[config.kind](config)
+
+
+def native(config: EngineConfig) -> Engine:
+    """Our own engine."""
+    return NativeEngine(config, lambda: build_worker(config), time.monotonic)
+
+
+def vllm(config: EngineConfig) -> Engine:
+    """vLLM behind the same protocol."""
+    raise ConfigError(
+        "engine.kind vllm is not there yet", got="vllm", expected="native", fix="set engine.kind"
+    )
+
+
+ENGINES: Mapping[str, Callable[[EngineConfig], Engine]] = MappingProxyType(
+    {"native": native, "vllm": vllm}
+)
+
+
+def build_worker(config: EngineConfig) -> Worker:
+    """Load the model and make its memory. Raises ``ModelError`` and ``TokenizerError``."""
+    folder = Path(config.model).expanduser()
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    loaded = load_model(folder, dtype=config.dtype, device=torch.device("cuda" if cuda else "cpu"))
+    tokenizer = load_tokenizer(folder)
+    return assemble(
+        config,
+        loaded,
+        decode=decoder(tokenizer),
+        eos_token_ids=eos_token_ids(loaded.model, tokenizer),
+        draw_seed=lambda: secrets.randbits(63),
+    )
+
+
+def assemble(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    *,
+    decode: Decode,
+    eos_token_ids: tuple[int, ...],
+    draw_seed: Callable[[], int],
+) -> Worker:
+    """A worker around a model that is loaded."""
+    model, memory = loaded.model, config.memory
+    embeddings: Any = model.get_input_embeddings()
+    block_bytes = bytes_per_block(loaded.layers, memory.block_tokens, model.dtype)
+    num_blocks = int(memory.kv_gib * 2**30) // block_bytes
+    if num_blocks < 2:
+        raise ConfigError(
+            "engine.memory.kv_gib is too little",
+            got=f"{memory.kv_gib} GiB",
+            expected=f"at least two blocks of {block_bytes} bytes",
+            fix="raise engine.memory.kv_gib",
+        )
+    pool = BlockPool(num_blocks, memory.block_tokens)
+    kv = PagedKV(
+        loaded.layers,
+        num_blocks=num_blocks,
+        block_tokens=memory.block_tokens,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    context = loaded.max_tokens or num_blocks * memory.block_tokens
+    if config.max_tokens > context:
+        raise ConfigError(
+            "engine.max_tokens is more than the model attends to",
+            got=f"{config.max_tokens}",
+            expected=f"at most {context}",
+            fix="lower engine.max_tokens, or leave it at 0",
+        )
+    facts = EngineFacts(
+        model=config.name or Path(config.model).expanduser().resolve().name,
+        digest=loaded.digest,
+        family=model.config.model_type,
+        vocab_size=embeddings.weight.shape[0],
+        max_tokens=config.max_tokens or context,
+        eos_token_ids=eos_token_ids,
+        embeds=True,
+    )
+    prefix = PREFIX_CACHES[memory.prefix](pool)
+    scheduler = Scheduler(config.scheduling, pool, prefix)
+    return Worker(loaded, facts, scheduler, pool, kv, decode, draw_seed)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. Raises ``TokenizerError`` where there is none."""
+    cause: Exception | None = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        if len(tokenizer) > len(tokenizer.all_special_ids):
+            return tokenizer
+        got = "special tokens only"  # what transformers makes up where there are no files
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        cause, got = error, str(error).strip().splitlines()[0][:300]
+    raise TokenizerError(
+        f"there is no usable tokenizer in {folder}",
+        got=got,
+        expected="tokenizer.json or the files of the model's tokenizer class",
+        fix="copy the tokenizer that the model was trained with into the folder",
+    ) from cause
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    """Tokens to text, without special tokens."""
+
+    def decode(tokens: Sequence[int]) -> str:
+        text = tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    return decode
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What ends an answer: as ``generate`` has it, or the tokenizer's own end."""
+    end = model.generation_config.eos_token_id if model.generation_config else None
+    end = tokenizer.eos_token_id if end is None else end
+    if end is None:
+        return ()
+    return tuple(end) if isinstance(end, list) else (int(end),)

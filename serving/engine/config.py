@@ -1,0 +1,40 @@
+"""Which model an engine answers with, and what it may use for it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hecate.config import Config
+from serving.scheduling.config import SchedulingConfig
+
+
+class MemoryConfig(Config):
+    """``kv_gib``: memory for keys and values, in blocks of ``block_tokens`` tokens."""
+
+    kv_gib: float = Field(default=1.0, gt=0)
+    block_tokens: int = Field(default=16, ge=1)
+    prefix: Literal["radix", "none"] = "radix"
+
+
+class EngineConfig(Config):
+    """``model``: a Hugging Face folder. ``name``: what it is served under; the folder's by default.
+
+    ``dtype`` ``auto`` is the folder's. ``max_tokens``: prompt and answer together; 0 for all that
+    the model attends to. ``max_waiting``: answers beyond ``scheduling.max_sequences`` that are
+    admitted; more are refused as ``Overloaded``. ``threads``: of torch in the engine; 0 for one a
+    core. ``stall_s``: how long a step may take before the engine counts as dead.
+    """
+
+    model: str
+    name: str = ""
+    kind: Literal["native", "vllm"] = "native"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_tokens: int = Field(default=0, ge=0)
+    max_waiting: int = Field(default=256, ge=0)
+    threads: int = Field(default=0, ge=0)
+    stall_s: float = Field(default=120.0, gt=0)
+    memory: MemoryConfig = MemoryConfig()
+    scheduling: SchedulingConfig = SchedulingConfig()

@@ -1,0 +1,233 @@
+"""One step of the native engine: schedule, compute, sample, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from serving.caches.prefix.protocol import scope_of
+from serving.engine.batch import Piece, paged_batch, whole_batch
+from serving.engine.loading import LoadedModel, embed, run_model
+from serving.engine.protocol import EngineFacts, EngineLoad
+from serving.engine.sampler import Row, penalised, sample
+from serving.engine.text import Decode, TextPieces
+from serving.memory.blocks import BlockPool
+from serving.memory.kv import PagedKV
+from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
+from serving.scheduling.scheduler import Scheduler
+from serving.scheduling.sequences import Sequence
+
+
+@dataclass
+class _Asked:
+    """A request on its way, over all its answers."""
+
+    request: Request
+    seed: int
+    cached: int = 0
+    generated: int = 0
+    open: dict[int, Sequence] = field(default_factory=dict)
+    """Answers that have a sequence, by index; the others branch off the first."""
+
+
+class Worker:
+    """Owns the model and its memory; everything runs in the caller's thread.
+
+    ``decode``: tokens to text. ``draw_seed``: for requests that name none.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        facts: EngineFacts,
+        scheduler: Scheduler,
+        pool: BlockPool,
+        kv: PagedKV,
+        decode: Decode,
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self.facts = facts
+        self._loaded = loaded
+        self._scheduler = scheduler
+        self._pool = pool
+        self._kv = kv
+        self._decode = decode
+        self._draw_seed = draw_seed
+        self._asked: dict[str, _Asked] = {}
+        self._texts: dict[int, TextPieces] = {}
+        self._steps = self._prompt_tokens = self._generated = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._asked)
+
+    def add(self, request: Request) -> None:
+        """Queue a request that was checked."""
+        seed = request.sampling.seed
+        asked = _Asked(request, self._draw_seed() if seed is None else seed)
+        scope = scope_of(self._loaded.digest, "", request.tenant)
+        asked.open[0] = self._scheduler.add(request, scope)
+        self._asked[request.request_id] = asked
+        self._texts[asked.open[0].sequence_id] = self._pieces(request)
+
+    def end(self, request_id: str, finish: Finish, error: str = "") -> list[Delta]:
+        """End a request with what it has; unknown ids are fine."""
+        asked = self._asked.pop(request_id, None)
+        if asked is None:
+            return []
+        started = set(asked.open)
+        first = asked.open.get(0)
+        if first is not None and first.forks:
+            started |= set(range(1, asked.request.n))
+        for sequence in asked.open.values():
+            self._scheduler.remove(sequence)
+            del self._texts[sequence.sequence_id]
+        return [
+            Delta(request_id, index, (), "", _usage(asked), finish=finish, error=error)
+            for index in sorted(started)
+        ]
+
+    def end_all(self, finish: Finish, error: str = "") -> list[Delta]:
+        """End every request."""
+        return [delta for name in list(self._asked) for delta in self.end(name, finish, error)]
+
+    def step(self) -> list[Delta]:
+        """Compute one batch; what it added to which answers."""
+        decision = self._scheduler.schedule()
+        self._steps += 1
+        if not decision.chunks:
+            return []
+        sequences = [self._scheduler.sequences[chunk.sequence_id] for chunk in decision.chunks]
+        self._kv.copy(decision.copies)
+        pieces, ends, sampling = [], [], []
+        position = 0
+        for chunk, sequence in zip(decision.chunks, sequences, strict=True):
+            tokens = sequence.tokens[chunk.start : chunk.stop]
+            pieces.append(Piece(tokens, chunk.start, sequence.table.block_ids))
+            position += len(tokens)
+            new = min(chunk.stop, len(sequence.request.prompt)) - chunk.start
+            self._prompt_tokens += max(0, new)
+            if chunk.samples:
+                ends.append(position - 1)
+                sampling.append(sequence)
+        device = self._kv.keys[0].device
+        batch = paged_batch(pieces, self._kv, device)
+        logits_RV = run_model(self._loaded.model, batch, torch.tensor(ends or [0], device=device))
+        self._scheduler.commit(decision)
+        return self._extend(logits_RV, sampling) if sampling else []
+
+    def embed(self, prompts: list[list[int]]) -> list[list[float]]:
+        """The mean of each prompt's last hidden states, at unit length."""
+        vectors = []
+        for prompt in prompts:
+            batch = whole_batch([prompt], self._kv.keys[0].device)
+            vectors.append(embed(self._loaded.model, batch).tolist())
+        return vectors
+
+    def load(self) -> EngineLoad:
+        """How busy it is, after the last step."""
+        scheduler = self._scheduler
+        in_flight = sum(
+            sequence.pending
+            + (1 + sequence.forks) * sequence.request.sampling.max_tokens
+            - sequence.generated
+            for sequence in scheduler.sequences.values()
+        )
+        return EngineLoad(
+            waiting=scheduler.waiting,
+            running=scheduler.running,
+            tokens_in_flight=in_flight,
+            blocks_used=self._pool.used,
+            blocks_total=self._pool.total,
+            steps_total=self._steps,
+            prompt_tokens_total=self._prompt_tokens,
+            generated_tokens_total=self._generated,
+            prefix_query_tokens_total=scheduler.prefix_query_tokens_total,
+            prefix_hit_tokens_total=scheduler.prefix_hit_tokens_total,
+            preemptions_total=scheduler.preemptions_total,
+        )
+
+    def _extend(self, logits_RV: torch.Tensor, sampling: list[Sequence]) -> list[Delta]:
+        """Sample for each of ``sampling``, whose logits are the rows in order."""
+        rows: list[Row] = []
+        targets: list[Sequence] = []
+        for place, sequence in enumerate(sampling):
+            asked = self._asked[sequence.request.request_id]
+            asked.cached = max(asked.cached, sequence.cached)
+            forks = self._scheduler.fork(sequence) if sequence.forks else []
+            for fork in forks:
+                asked.open[fork.index] = fork
+                self._texts[fork.sequence_id] = self._pieces(fork.request)
+            for target in (sequence, *forks):
+                rows.append(self._row(place, target, asked.seed))
+                targets.append(target)
+        sampled = sample(logits_RV, rows)
+        self._generated += len(rows)
+        for target in targets:
+            self._asked[target.request.request_id].generated += 1
+        return [
+            self._delta(target, token, logprobs)
+            for target, token, logprobs in zip(
+                targets, sampled.tokens, sampled.logprobs, strict=True
+            )
+        ]
+
+    def _row(self, place: int, sequence: Sequence, seed: int) -> Row:
+        sampling = sequence.request.sampling
+        banned: tuple[int, ...] = ()
+        if sequence.generated < sampling.min_tokens:
+            banned = tuple({*self.facts.eos_token_ids, *sampling.stop_token_ids})
+        answer: list[int] = []
+        if penalised(sampling):  # a copy of every answer at every step would be quadratic
+            answer = sequence.tokens[len(sequence.request.prompt) :]
+        return Row(
+            place,
+            sampling,
+            seed,
+            sequence.index,
+            sequence.generated,
+            sequence.request.prompt,
+            answer,
+            banned,
+        )
+
+    def _delta(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> Delta:
+        request, sampling = sequence.request, sequence.request.sampling
+        sequence.tokens.append(token)
+        ends = token in sampling.stop_token_ids
+        ends |= not sampling.ignore_eos and token in self.facts.eos_token_ids
+        ends &= sequence.generated >= sampling.min_tokens
+        pieces = self._texts[sequence.sequence_id]
+        text = "" if ends else pieces.push(token)
+        finish = None
+        if ends or pieces.stopped:
+            finish = Finish.STOP
+        elif sequence.generated >= sampling.max_tokens:
+            finish = Finish.LENGTH
+        asked = self._asked[request.request_id]
+        if finish:
+            text += pieces.finish()
+            if pieces.stopped:
+                finish = Finish.STOP
+            self._scheduler.remove(sequence)
+            del self._texts[sequence.sequence_id], asked.open[sequence.index]
+            if not asked.open:
+                del self._asked[request.request_id]
+        return Delta(
+            request.request_id,
+            sequence.index,
+            (token,),
+            text,
+            _usage(asked),
+            () if logprobs is None else (logprobs,),
+            finish,
+        )
+
+    def _pieces(self, request: Request) -> TextPieces:
+        return TextPieces(self._decode, request.prompt, request.sampling.stop)
+
+
+def _usage(asked: _Asked) -> Usage:
+    return Usage(len(asked.request.prompt), asked.cached, asked.generated)

@@ -1,0 +1,9 @@
+"""Which tokens a step computes: decisions, without a model or a clock.
+
+| file | decides or executes | in -> out |
+|---|---|---|
+| config.py | - | how much runs at once, and how much may wait |
+| sequences.py | - | one answer on its way: its tokens and its blocks |
+| decisions.py | - | what a step computes, as a value |
+| scheduler.py | decides | what waits and runs, free blocks -> the next step |
+"""

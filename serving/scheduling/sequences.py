@@ -1,0 +1,38 @@
+"""One answer on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from serving.memory.tables import BlockTable
+from serving.request import Request
+
+
+@dataclass(eq=False)
+class Sequence:
+    """``tokens``: prompt and answer so far. ``computed``: how many have keys and values.
+
+    ``scope``: for whom its blocks are good. ``forks``: how many more answers branch off it when its
+    prompt is computed. ``cached``: tokens of the prompt that came out of a cache, the first time.
+    """
+
+    sequence_id: int
+    request: Request
+    index: int
+    scope: bytes
+    table: BlockTable
+    tokens: list[int]
+    forks: int = 0
+    computed: int = 0
+    cached: int = 0
+    admissions: int = 0
+    order: tuple[int, float, int] = field(default=(0, 0.0, 0))
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that have no keys and values yet."""
+        return len(self.tokens) - self.computed
