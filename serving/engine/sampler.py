@@ -42,8 +42,11 @@ def sample(logits_RV: torch.Tensor, rows: Sequence[Row]) -> Sampled:
     chosen_RV = _adjusted(raw_RV, rows)
     tokens_R = chosen_RV.argmax(-1)
     chance = [r for r, row in enumerate(rows) if row.sampling.temperature > 0]
-    if chance:
-        tokens_R[chance] = _drawn(chosen_RV[chance], [rows[r] for r in chance])
+    # Apart: sorting for others' sake would give an answer's chance another order of tokens.
+    for cut in (False, True):
+        drawn = [r for r in chance if _cuts(rows[r].sampling) is cut]
+        if drawn:
+            tokens_R[drawn] = _drawn(chosen_RV[drawn], [rows[r] for r in drawn], cut=cut)
     tokens = tokens_R.tolist()
     return Sampled(tokens, _logprobs(raw_RV, rows, tokens))
 
@@ -100,7 +103,11 @@ def _counts(tokens: Sequence[Sequence[int]], like_RV: torch.Tensor) -> torch.Ten
     return counts_RV.index_put_((where_r, where_v.to(like_RV.device)), ones, accumulate=True)
 
 
-def _drawn(logits_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def _cuts(s: Sampling) -> bool:
+    return bool(s.top_k or s.top_p < 1 or s.min_p)
+
+
+def _drawn(logits_RV: torch.Tensor, rows: Sequence[Row], *, cut: bool) -> torch.Tensor:
     """One token for each row by its temperature, top-k, top-p and min-p, in this order."""
     device = logits_RV.device
     chance_R = torch.tensor(
@@ -111,7 +118,7 @@ def _drawn(logits_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     temperature_R1 = torch.tensor([[row.sampling.temperature] for row in rows], device=device)
     logits_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R1
     order_RV = None
-    if any(s.top_k or s.top_p < 1 or s.min_p for s in (row.sampling for row in rows)):
+    if cut:
         logits_RV, order_RV = logits_RV.sort(dim=-1, descending=True, stable=True)
         logits_RV = _cut(logits_RV, rows)
     sums_RV = torch.softmax(logits_RV, dim=-1, dtype=torch.float64).cumsum(-1)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.caches.prefix import NoPrefix, RadixPrefix
+from serving.memory.blocks import BlockPool
+from serving.request import Request, Sampling
+from serving.scheduling.config import SchedulingConfig
+from serving.scheduling.decisions import Chunk, ScheduleDecision
+from serving.scheduling.scheduler import Scheduler
+
+
+def _scheduler(blocks: int, *, prefix: bool = False, **config: object) -> Scheduler:
+    pool = BlockPool(blocks, 4)
+    cache = RadixPrefix(pool) if prefix else NoPrefix(pool)
+    return Scheduler(SchedulingConfig.model_validate(config), pool, cache)
+
+
+def _request(name: str, length: int, max_tokens: int = 4, **more: object) -> Request:
+    start = 100 * ord(name[0])
+    prompt = tuple(range(start, start + length))
+    return Request(name, prompt, Sampling(max_tokens), **more)  # type: ignore[arg-type]
+
+
+def _step(scheduler: Scheduler) -> ScheduleDecision:
+    """One step, in which every sequence that samples gets token 7 and ends at ``max_tokens``."""
+    decision = scheduler.schedule()
+    sequences = [scheduler.sequences[c.sequence_id] for c in decision.chunks if c.samples]
+    scheduler.commit(decision)
+    for sequence in sequences:
+        for each in (sequence, *scheduler.fork(sequence)):
+            each.tokens.append(7)
+            if each.generated >= each.request.sampling.max_tokens:
+                scheduler.remove(each)
+    return decision
+
+
+def test_a_long_prompt_goes_in_chunks_beside_decoding() -> None:
+    scheduler = _scheduler(32, max_batch_tokens=8)
+    scheduler.add(_request("a", 3), b"")
+    scheduler.add(_request("b", 14), b"")
+    # Five of b beside a's prompt; then a's next token first, and seven of b; then what is left.
+    assert _step(scheduler).chunks == (Chunk(0, 0, 3, True), Chunk(1, 0, 5, False))
+    assert _step(scheduler).chunks == (Chunk(0, 3, 4, True), Chunk(1, 5, 12, False))
+    assert _step(scheduler).chunks == (Chunk(0, 4, 5, True), Chunk(1, 12, 14, True))
+    assert _step(scheduler).chunks == (Chunk(0, 5, 6, True), Chunk(1, 14, 15, True))
+    assert _step(scheduler).chunks == (Chunk(1, 15, 16, True),)
+
+
+def test_the_least_urgent_gives_its_blocks_and_is_computed_again() -> None:
+    scheduler = _scheduler(4, max_batch_tokens=64, watermark=0)
+    scheduler.add(_request("a", 7), b"")
+    scheduler.add(_request("b", 8), b"")
+    assert _step(scheduler).admitted == (0, 1)
+    # a's first token takes the last place of its block; b's needs a third block, and none is free.
+    decision = _step(scheduler)
+    assert decision.preempted == (1,) and decision.chunks == (Chunk(0, 7, 8, True),)
+    assert _step(scheduler).chunks == (Chunk(0, 8, 9, True),)
+    assert _step(scheduler).chunks == (Chunk(0, 9, 10, True),)
+    assert _step(scheduler).chunks == (Chunk(1, 0, 9, True),)  # its prompt and its first token
+    assert scheduler.preemptions_total == 1
+
+
+def test_priority_goes_before_arrival_and_arrival_before_order() -> None:
+    scheduler = _scheduler(8, max_sequences=1)
+    scheduler.add(_request("a", 2, 1, arrival_s=5.0), b"")
+    scheduler.add(_request("b", 2, 1, arrival_s=1.0), b"")
+    scheduler.add(_request("c", 2, 1, arrival_s=9.0, priority=-1), b"")
+    assert [_step(scheduler).admitted for _ in range(3)] == [(2,), (1,), (0,)]
+
+
+requests = st.lists(
+    st.tuples(
+        st.integers(1, 20),  # prompt
+        st.integers(1, 12),  # answer
+        st.integers(1, 3),  # n
+        st.integers(0, 1),  # priority
+        st.integers(0, 3),  # steps before the next comes
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(requests, st.booleans(), st.integers(3, 40), st.integers(3, 6))
+def test_everything_ends_and_nothing_is_lost(
+    asked: list[tuple[int, int, int, int, int]], prefix: bool, budget: int, places: int
+) -> None:
+    pool = BlockPool(10, 4)
+    cache = RadixPrefix(pool) if prefix else NoPrefix(pool)
+    config = SchedulingConfig(max_batch_tokens=budget, max_sequences=places)
+    scheduler = Scheduler(config, pool, cache)
+    steps = 0
+
+    def step() -> None:
+        before = {i: s.computed for i, s in scheduler.sequences.items()}
+        decision = _step(scheduler)
+        assert decision.num_tokens <= budget
+        assert scheduler.running <= places
+        assert decision.chunks or not scheduler.sequences
+        for chunk in decision.chunks:
+            fresh = chunk.sequence_id in decision.admitted
+            assert fresh or chunk.start == before[chunk.sequence_id]
+
+    for number, (length, answer, n, priority, pause) in enumerate(asked):
+        prompt = tuple(range(length))  # equal beginnings, for the cache
+        request = Request(f"{number}", prompt, Sampling(answer), n=n, priority=priority)
+        scheduler.add(request, b"")
+        for _ in range(pause):
+            step()
+    while scheduler.sequences:
+        step()
+        steps += 1
+        assert steps < 3000
+    cache.evict(pool.total)
+    assert pool.free == pool.total
