@@ -11,7 +11,7 @@ import openai
 import uvicorn
 from rule_engine import toy_tokenizer
 
-from serving.api import ApiConfig, Dispatcher, Prompts, Serving, Tenants, build_api
+from serving.api import ApiConfig, Dispatcher, Keys, Prompts, Serving, Tenants, build_api
 from serving.api.tenants import QuotaConfig
 from serving.engine.protocol import Engine
 
@@ -32,7 +32,7 @@ class Server(Generic[E]):
         await self.engine.start()
         dispatcher = Dispatcher(self.engine, adapters=lambda: ["twin"])
         reading = asyncio.ensure_future(dispatcher.run())
-        tenants = Tenants({}, {}, QuotaConfig(), time.monotonic)
+        tenants = Tenants(Keys(), QuotaConfig(), time.monotonic)
         api = build_api(
             Serving(
                 dispatcher,

@@ -49,6 +49,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
     "serving": frozenset(),
+    "serving.app": frozenset({"serving.api"}),
     "serving.api": frozenset({"serving.engine", "hecate.config"}),
     "serving.engine": frozenset({"serving.scheduling", "hecate.models"}),
     "serving.scheduling": frozenset({"serving.caches", "hecate.config"}),
@@ -103,6 +104,7 @@ PURE = frozenset(
         "serving.api.answers",
         "serving.api.rendering",
         "serving.api.tools",
+        "serving.app.autoscaling",
         "serving.caches.prefix",
         "serving.caches.prefix.none",
         "serving.caches.prefix.protocol",
@@ -143,7 +145,15 @@ OPTIONAL: dict[str, frozenset[str]] = {
     "accelerate": frozenset(),
     "tensorboard": frozenset({"hecate/train/logging/tensorboard.py"}),
     "peft": frozenset({"hecate/bench/peers/peft_model.py"}),
-    "ray": frozenset({"hecate/train/workers/cluster.py"}),
+    "ray": frozenset(
+        {
+            "hecate/train/workers/cluster.py",
+            "serving/app/builder.py",
+            "serving/app/replica.py",
+            "serving/app/replicas.py",
+            "serving/app/router.py",
+        }
+    ),
     "vllm": frozenset(),
     "fastapi": frozenset({"serving/api/routes.py", "serving/api/connection.py"}),
     "starlette": frozenset(

@@ -25,15 +25,16 @@ from serving.api.config import ApiConfig
 from serving.api.dispatch import Dispatcher
 from serving.api.prompts import Prompts
 from serving.api.routes import Serving, build_api
-from serving.api.tenants import Tenants, read_tenants
+from serving.api.tenants import Keys, Tenants, read_keys
 
 __all__ = [
     "ApiConfig",
     "Backend",
     "Dispatcher",
+    "Keys",
     "Prompts",
     "Serving",
     "Tenants",
     "build_api",
-    "read_tenants",
+    "read_keys",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field
@@ -45,6 +45,14 @@ class KeysConfig(Config):
     tenants: tuple[TenantConfig, ...] = Field(min_length=1)
 
 
+@dataclass(frozen=True)
+class Keys:
+    """Tenants by the digests of their keys, and the quota of each."""
+
+    tenants: Mapping[bytes, str] = field(default_factory=dict)
+    quotas: Mapping[str, QuotaConfig] = field(default_factory=dict)
+
+
 @dataclass
 class Bucket:
     """Fills by ``per_minute`` each minute, and holds no more than that; it may fall below zero."""
@@ -71,21 +79,15 @@ class Bucket:
 class Tenants:
     """Keys and quotas. Without any key everybody is the tenant "" and has ``default``'s quota."""
 
-    def __init__(
-        self,
-        keys: Mapping[bytes, str],
-        quotas: Mapping[str, QuotaConfig],
-        default: QuotaConfig,
-        clock: Clock,
-    ) -> None:
-        self._keys = dict(keys)
+    def __init__(self, keys: Keys, default: QuotaConfig, clock: Clock) -> None:
+        self._keys = keys.tenants
         self._clock = clock
         self._buckets = {
             name: (
                 Bucket(quota.requests_per_minute, quota.requests_per_minute, clock()),
                 Bucket(quota.tokens_per_minute, quota.tokens_per_minute, clock()),
             )
-            for name, quota in {"": default, **quotas}.items()
+            for name, quota in {"": default, **keys.quotas}.items()
         }
 
     @property
@@ -133,10 +135,8 @@ class Tenants:
         self._buckets[tenant][1].take(self._clock(), generated_tokens)
 
 
-def read_tenants(
-    keys_file: str, from_environment: str, default: QuotaConfig, clock: Clock
-) -> Tenants:
-    """Tenants of a keys file (a YAML of ``KeysConfig``) and of ``NAME:KEY,NAME:KEY``.
+def read_keys(keys_file: str, from_environment: str, default: QuotaConfig) -> Keys:
+    """Those of a keys file (a YAML of ``KeysConfig``) and of ``NAME:KEY,NAME:KEY``.
 
     Raises ``ConfigError``.
     """
@@ -156,7 +156,7 @@ def read_tenants(
             )
         keys[hashlib.sha256(key.encode()).digest()] = name
         quotas.setdefault(name, default)
-    return Tenants(keys, quotas, default, clock)
+    return Keys(keys, quotas)
 
 
 def _digest(text: str, tenant: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ from fastapi.routing import APIRoute
 from rule_engine import RuleEngine, toy_tokenizer
 
 from hecate.errors import ConfigError
-from serving.api import ApiConfig, Dispatcher, Prompts, Serving, build_api, read_tenants
+from serving.api import ApiConfig, Dispatcher, Prompts, Serving, Tenants, build_api, read_keys
 from serving.api.guard import OPEN
 from serving.api.tenants import QuotaConfig
 from serving.errors import QuotaExceeded, Unauthorized
@@ -24,6 +25,12 @@ def keys_file(folder: Path, **quota: int) -> str:
     path = folder / "keys.yaml"
     path.write_text("\n".join(["tenants:", "  - name: ann", f"    sha256: [{digest}]", *lines]))
     return str(path)
+
+
+def read_tenants(
+    file: str, environment: str, default: QuotaConfig, clock: Callable[[], float]
+) -> Tenants:
+    return Tenants(read_keys(file, environment, default), default, clock)
 
 
 def test_a_key_is_its_tenants(tmp_path: Path) -> None:

@@ -1,0 +1,19 @@
+"""The serving app on Ray Serve: ingresses that speak HTTP, and engines as replicas.
+
+| file | decides or executes | in -> out |
+|---|---|---|
+| config.py | - | what the app is told beside its engine |
+| messages.py | - | what ingress and replicas tell each other |
+| placement.py | decides | reports, what was sent -> the order in which replicas are tried |
+| router.py | executes | `placement` as Ray Serve's request router |
+| autoscaling.py | decides | what waits, tokens in flight -> how many replicas |
+| replica.py | executes | an engine -> a replica; one message for each step |
+| replicas.py | executes | all replicas -> the `Backend` of an ingress |
+| ingress.py | executes | a backend -> HTTP |
+| builder.py | executes | a configuration and an engine -> a Ray Serve application |
+"""
+
+from serving.app.builder import build_app
+from serving.app.config import AppConfig
+
+__all__ = ["AppConfig", "build_app"]

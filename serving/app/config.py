@@ -1,0 +1,60 @@
+"""What a serving app is told beside its engine."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from hecate.config import Config
+from serving.api import ApiConfig
+
+
+class HttpConfig(Config):
+    """Where the app listens; ``0.0.0.0`` for other machines too."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+
+
+class IngressConfig(Config):
+    """What speaks HTTP. ``replicas`` of it run; each has its own share of quotas.
+
+    ``tries``: on how many engine replicas a request is tried before its first token. ``admit_s``:
+    how long a replica may take to admit one. ``watch_s``: how often a replica is asked how it is;
+    after ``silence_s`` without an answer from any, ``/health`` is false.
+    """
+
+    replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0.0, ge=0)
+    tries: int = Field(default=3, ge=1)
+    admit_s: float = Field(default=30.0, gt=0)
+    watch_s: float = Field(default=1.0, gt=0)
+    silence_s: float = Field(default=15.0, gt=0)
+
+
+class ReplicasConfig(Config):
+    """Engine replicas, from ``min`` to ``max`` of them: as many as keep each of them below
+    ``target_waiting`` requests that wait and ``target_tokens`` in flight, on average.
+
+    ``drain_s``: how long a replica that is to go may take for what it is answering.
+    ``num_cpus`` and ``num_gpus``: of each, as Ray counts them.
+    """
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(default=1, ge=1)
+    target_waiting: float = Field(default=8.0, gt=0)
+    target_tokens: float = Field(default=65536.0, gt=0)
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    health_period_s: float = Field(default=5.0, gt=0)
+    drain_s: float = Field(default=600.0, gt=0)
+
+
+class AppConfig(Config):
+    """All but the engine."""
+
+    api: ApiConfig = ApiConfig()
+    http: HttpConfig = HttpConfig()
+    ingress: IngressConfig = IngressConfig()
+    replicas: ReplicasConfig = ReplicasConfig()

@@ -1,0 +1,37 @@
+"""The deployment that speaks HTTP."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from serving.api import Prompts, Serving, Tenants, build_api
+from serving.api.tenants import Keys
+from serving.app.config import AppConfig
+from serving.app.replicas import Replicas
+
+
+class Ingress:
+    """``engines``: Serve's handle of the engine deployment. ``folder``: of the tokenizer."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, engines: Any, config: AppConfig, keys: Keys, folder: str
+    ) -> None:
+        self._config = config
+        self._keys = keys
+        self._prompts = Prompts.of_folder(Path(folder))
+        self._backend = Replicas(engines, config.ingress)
+        await self._backend.start()
+
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: N807  # Ray Serve's name
+        return build_api(
+            Serving(
+                backend=self._backend,
+                prompts=self._prompts,
+                tenants=Tenants(self._keys, self._config.api.quota, time.monotonic),
+                config=self._config.api,
+                clock=time.monotonic,
+                now=time.time,
+            )
+        )

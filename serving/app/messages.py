@@ -1,0 +1,114 @@
+"""What ingress and replicas tell each other; plain values, since exceptions do not travel well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.engine.protocol import EngineFacts, EngineLoad
+from serving.errors import (
+    ContextTooLong,
+    EngineDead,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    RequestError,
+    ServingError,
+)
+from serving.request import Delta
+
+REFUSALS: dict[str, type[ServingError]] = {
+    cls.__name__: cls
+    for cls in (ContextTooLong, EngineDead, InvalidRequest, ModelNotFound, Overloaded)
+}
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What the router goes by; the first argument of every call to a replica.
+
+    ``replica``: the only one that will do, or empty. ``avoid``: those that failed this request.
+    ``tokens``: what it may come to compute. ``probe``: it asks how replicas are, one after the
+    other.
+    """
+
+    replica: str = ""
+    avoid: frozenset[str] = frozenset()
+    tokens: int = 0
+    probe: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A ``ServingError`` in parts."""
+
+    kind: str
+    what: str
+    got: str = ""
+    expected: str = ""
+    fix: str = ""
+    param: str = ""
+    retry_after_s: float = 0.0
+
+    @classmethod
+    def of(cls, error: ServingError) -> Refusal:
+        kind = next(name for name, known in REFUSALS.items() if isinstance(error, known))
+        return cls(
+            kind,
+            error.what,
+            error.got,
+            error.expected,
+            error.fix,
+            error.param if isinstance(error, RequestError) else "",
+            error.retry_after_s if isinstance(error, Overloaded) else 0.0,
+        )
+
+    def error(self) -> ServingError:
+        known = REFUSALS[self.kind]
+        if known is Overloaded:
+            return Overloaded(
+                self.what, retry_after_s=self.retry_after_s, got=self.got, fix=self.fix
+            )
+        parts = {"got": self.got, "expected": self.expected, "fix": self.fix}
+        if issubclass(known, RequestError):
+            return known(self.what, **parts, param=self.param)
+        return known(self.what, **parts)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Which replica has the request, or why not."""
+
+    replica: str
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a replica made since the last message, for all streams of one ingress together.
+
+    The first message of a stream is empty: it says that the replica listens. ``dead``: nothing more
+    will come of what it had.
+    """
+
+    load: EngineLoad
+    deltas: tuple[Delta, ...] = ()
+    dead: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a replica is. ``dead``: why it can answer nothing."""
+
+    replica: str
+    facts: EngineFacts
+    load: EngineLoad
+    adapters: tuple[str, ...]
+    dead: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Embeddings, or why there are none."""
+
+    vectors: tuple[tuple[float, ...], ...] = ()
+    refusal: Refusal | None = None

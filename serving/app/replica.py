@@ -1,0 +1,156 @@
+"""An engine as a Ray Serve replica: requests come one by one, steps go out one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from ray import serve
+
+from serving.app.autoscaling import TOKENS, WAITING
+from serving.app.messages import Admission, Refusal, Report, Step, Ticket, Vectors
+from serving.engine.protocol import Engine, EngineFacts
+from serving.errors import EngineDead, ServingError
+from serving.request import Delta, Request
+
+IDLE_S = 0.5  # a stream without requests ends, so that a replica that is to go can
+
+
+@dataclass
+class _Outbox:
+    """What waits to go to one ingress, and which of its requests run here."""
+
+    deltas: list[Delta] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    left: dict[str, int] = field(default_factory=dict)
+
+
+class EngineReplica:
+    """Every method takes the router's ``Ticket`` first.
+
+    ``submit`` admits a request of an ingress; ``listen`` gives that ingress the deltas of all its
+    requests, one message for each step, and ends when it has had none for a while.
+    """
+
+    async def __init__(self, make_engine: Callable[[], Engine]) -> None:  # type: ignore[misc]
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._outboxes: dict[str, _Outbox] = {}
+        self._owners: dict[str, str] = {}
+        self._dead: Refusal | None = None
+        self._reports = 0
+        self._engine = make_engine()
+        await self._engine.start()
+        self._reading = asyncio.ensure_future(self._read())
+
+    async def submit(self, ticket: Ticket, ingress: str, request: Request) -> Admission:
+        outbox = self._outboxes.setdefault(ingress, _Outbox())
+        outbox.left[request.request_id] = request.n
+        self._owners[request.request_id] = ingress
+        try:
+            await self._engine.submit(request)
+        except ServingError as error:
+            self._forget(request.request_id)
+            return Admission(self._name, Refusal.of(error))
+        return Admission(self._name)
+
+    async def listen(self, ticket: Ticket, ingress: str) -> AsyncIterator[Step]:
+        outbox = self._outboxes.setdefault(ingress, _Outbox())
+        try:
+            yield Step(self._engine.load())
+            while True:
+                try:
+                    await asyncio.wait_for(outbox.news.wait(), IDLE_S)
+                except TimeoutError:
+                    if not outbox.left:
+                        yield Step(self._engine.load())
+                        return
+                    continue
+                outbox.news.clear()
+                deltas, outbox.deltas = tuple(outbox.deltas), []
+                yield Step(self._engine.load(), deltas, self._dead)
+                if self._dead is not None:
+                    return
+        except (asyncio.CancelledError, GeneratorExit):
+            # The ingress is gone, and with it whoever would read the rest.
+            await asyncio.shield(self.cancel(ticket, list(outbox.left)))
+            raise
+
+    async def cancel(self, ticket: Ticket, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._forget(request_id)
+            await self._engine.cancel(request_id)
+
+    async def embed(self, ticket: Ticket, prompts: Sequence[Sequence[int]]) -> Vectors:
+        try:
+            vectors = await self._engine.embed(prompts)
+        except ServingError as error:
+            return Vectors(refusal=Refusal.of(error))
+        return Vectors(tuple(tuple(vector) for vector in vectors))
+
+    async def report(self, ticket: Ticket) -> Report:
+        dead = self._dead
+        if dead is None:
+            try:
+                self._engine.check()
+            except EngineDead as error:
+                dead = Refusal.of(error)
+        return Report(self._name, self.facts, self._engine.load(), (), dead)
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._engine.facts
+
+    def check_health(self) -> None:
+        """Ray Serve's: a replica that raises here is replaced."""
+        if self._dead is not None:
+            raise self._dead.error()
+        self._engine.check()
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """Ray Serve's: what the request router gets to see."""
+        self._reports += 1
+        return {"number": self._reports, "tokens_in_flight": self._engine.load().tokens_in_flight}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve's: what ``LoadPolicy`` gets to see."""
+        load = self._engine.load()
+        return {WAITING: load.waiting, TOKENS: load.tokens_in_flight}
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_reading"):
+            await self._engine.close()
+            self._reading.cancel()
+
+    async def _read(self) -> None:
+        try:
+            async for deltas in self._engine.steps():
+                for delta in deltas:
+                    self._post(delta)
+            self._die(EngineDead("the engine was closed", fix="send the request again"))
+        except EngineDead as error:
+            self._die(error)
+        except Exception as error:  # a bug of an engine: its clients must not hang
+            self._die(EngineDead("the engine failed", got=f"{type(error).__name__}: {error}"))
+
+    def _post(self, delta: Delta) -> None:
+        ingress = self._owners.get(delta.request_id)
+        if ingress is None:
+            return
+        outbox = self._outboxes[ingress]
+        outbox.deltas.append(delta)
+        outbox.news.set()
+        if delta.finish is not None:
+            outbox.left[delta.request_id] -= 1
+            if not outbox.left[delta.request_id]:
+                self._forget(delta.request_id)
+
+    def _forget(self, request_id: str) -> None:
+        ingress = self._owners.pop(request_id, None)
+        if ingress is not None:
+            self._outboxes[ingress].left.pop(request_id, None)
+
+    def _die(self, error: EngineDead) -> None:
+        self._dead = Refusal.of(error)
+        for outbox in self._outboxes.values():
+            outbox.news.set()

@@ -1,0 +1,241 @@
+"""The ``Backend`` of an ingress: all engine replicas behind Ray Serve's router.
+
+A request that its replica loses before its first token is tried elsewhere; one that is lost later
+ends with an error. One stream for each replica carries the deltas of all its requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import RayError
+
+from serving.app.config import IngressConfig
+from serving.app.messages import Report, Step, Ticket
+from serving.engine.protocol import EngineFacts, EngineLoad
+from serving.errors import EngineDead
+from serving.request import Delta, Request
+
+LOG = logging.getLogger("serving.app")
+
+Item = Delta | EngineDead
+
+
+@dataclass
+class _Stream:
+    request: Request
+    replica: str = ""
+    avoid: frozenset[str] = frozenset()
+    queue: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
+
+
+class Replicas:
+    """``handle``: Serve's, of the engine deployment. ``start`` waits for the first replica."""
+
+    def __init__(self, handle: Any, config: IngressConfig) -> None:
+        self._handle = handle
+        self._config = config
+        self._ingress = uuid.uuid4().hex
+        self._streams: dict[str, _Stream] = {}
+        self._listening: dict[str, asyncio.Task[None]] = {}
+        self._cancelling: set[asyncio.Task[None]] = set()
+        self._loads: dict[str, tuple[float, EngineLoad]] = {}
+        self._report: Report | None = None
+        self._heard_s = 0.0
+        self._dead: EngineDead | None = None
+
+    @property
+    def facts(self) -> EngineFacts:
+        assert self._report is not None, "start() comes first"
+        return self._report.facts
+
+    async def start(self) -> None:
+        self._report = await self._handle.report.remote(Ticket(probe=True))
+        self._hear(self._report)
+        self._watching = _apart(self._watch())
+
+    async def open(self, request: Request) -> AsyncIterator[Delta]:
+        stream = _Stream(request)
+        self._streams[request.request_id] = stream
+        try:
+            await self._submit(stream)
+        except BaseException:
+            self._streams.pop(request.request_id, None)
+            raise
+        return self._deltas(stream)
+
+    async def close(self, request_id: str) -> None:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None and stream.replica:
+            cancelling = _apart(self._cancel(stream.replica, request_id))
+            self._cancelling.add(cancelling)
+            cancelling.add_done_callback(self._cancelling.discard)
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        tokens = sum(len(prompt) for prompt in prompts)
+        try:
+            found = await self._handle.embed.remote(Ticket(tokens=tokens), prompts)
+        except RayError as error:
+            raise _lost(error) from error
+        if found.refusal is not None:
+            raise found.refusal.error()
+        return [list(vector) for vector in found.vectors]
+
+    def adapters(self) -> Sequence[str]:
+        return self._report.adapters if self._report is not None else ()
+
+    def loads(self) -> Sequence[tuple[str, EngineLoad]]:
+        oldest_s = _now_s() - self._config.silence_s
+        return [(name, load) for name, (at_s, load) in self._loads.items() if at_s >= oldest_s]
+
+    def check(self) -> None:
+        if self._dead is not None:
+            raise self._dead
+        if (silent_s := _now_s() - self._heard_s) > self._config.silence_s:
+            raise EngineDead("no replica answers", got=f"silence for {silent_s:.0f} s")
+
+    async def _submit(self, stream: _Stream) -> None:
+        """Have some replica admit it; another, where one dies of it or is dead already."""
+        request = stream.request
+        tokens = len(request.prompt) + request.n * request.sampling.max_tokens
+        failure: EngineDead | None = None
+        for _ in range(self._config.tries):
+            ticket = Ticket(avoid=stream.avoid, tokens=tokens)
+            try:
+                call = self._handle.submit.remote(ticket, self._ingress, request)
+                admission = await asyncio.wait_for(call, self._config.admit_s)
+            except RayError as error:
+                failure = _lost(error)
+                continue
+            except TimeoutError as error:
+                raise failure or EngineDead("no replica takes requests now") from error
+            if admission.refusal is None:
+                stream.replica = admission.replica
+                self._listen(admission.replica)
+                return
+            refusal = admission.refusal.error()
+            if not isinstance(refusal, EngineDead):
+                raise refusal
+            failure = refusal
+            stream.avoid |= {admission.replica}
+        raise failure or EngineDead("no replica takes requests now")
+
+    async def _deltas(self, stream: _Stream) -> AsyncIterator[Delta]:
+        left = stream.request.n
+        begun = False
+        tries = self._config.tries
+        while left:
+            item = await stream.queue.get()
+            if isinstance(item, EngineDead):
+                tries -= 1
+                if begun or not tries:
+                    raise item
+                LOG.warning("%s lost its replica, trying another", stream.request.request_id)
+                stream.avoid |= {stream.replica}
+                await self._submit(stream)
+                continue
+            begun = begun or bool(item.tokens)
+            if item.finish is not None:
+                left -= 1
+                if not left:
+                    self._streams.pop(stream.request.request_id, None)
+            yield item
+
+    def _listen(self, replica: str) -> None:
+        if replica not in self._listening:
+            self._listening[replica] = _apart(self._hear_of(replica))
+
+    async def _hear_of(self, replica: str) -> None:
+        """Hand out what ``replica`` makes for as long as it has requests of ours."""
+        dead: EngineDead | None = None
+        try:
+            while dead is None and self._of(replica):
+                dead = await self._hear_once(replica)
+        except RayError as error:
+            dead = _lost(error)
+        except Exception as error:  # whatever it is, nobody may wait for it in vain
+            LOG.exception("listening to replica %s failed", replica)
+            dead = EngineDead("the connection to a replica failed", got=str(error))
+        finally:
+            del self._listening[replica]
+        if dead is not None:
+            self._loads.pop(replica, None)
+            for stream in self._of(replica):
+                stream.queue.put_nowait(dead)
+
+    async def _hear_once(self, replica: str) -> EngineDead | None:
+        listen = self._handle.options(stream=True).listen
+        steps = listen.remote(Ticket(replica=replica), self._ingress).__aiter__()
+        try:
+            step: Step = await asyncio.wait_for(anext(steps), self._config.admit_s)
+        except TimeoutError:
+            steps.cancel()
+            return EngineDead("a replica went away", fix="send the request again")
+        while True:
+            self._loads[replica] = (_now_s(), step.load)
+            for delta in step.deltas:
+                if (stream := self._streams.get(delta.request_id)) is not None:
+                    stream.queue.put_nowait(delta)
+            if step.dead is not None:
+                error = step.dead.error()
+                assert isinstance(error, EngineDead)
+                return error
+            try:
+                step = await anext(steps)
+            except StopAsyncIteration:
+                return None
+
+    def _of(self, replica: str) -> list[_Stream]:
+        return [stream for stream in self._streams.values() if stream.replica == replica]
+
+    async def _cancel(self, replica: str, request_id: str) -> None:
+        try:
+            call = self._handle.cancel.remote(Ticket(replica=replica), [request_id])
+            await asyncio.wait_for(call, self._config.admit_s)
+        except (RayError, TimeoutError):
+            LOG.info("%s could not be cancelled: its replica is gone", request_id)
+
+    async def _watch(self) -> None:
+        """Ask one replica after another how it is, so that health and loads are known."""
+        while True:
+            await asyncio.sleep(self._config.watch_s)
+            try:
+                call = self._handle.report.remote(Ticket(probe=True))
+                self._hear(await asyncio.wait_for(call, self._config.silence_s))
+            except (RayError, TimeoutError):
+                continue  # ``check`` notices the silence
+
+    def _hear(self, report: Report) -> None:
+        if report.dead is not None:
+            error = report.dead.error()
+            assert isinstance(error, EngineDead)
+            self._dead = error
+            return
+        self._dead = None
+        self._report = report
+        self._heard_s = _now_s()
+        self._loads[report.replica] = (self._heard_s, report.load)
+
+
+def _apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """``work`` as a task that belongs to no HTTP request: Ray Serve cancels the calls of a request
+    whose client went away, and may swap the places of those that wait to be routed."""
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _lost(error: RayError) -> EngineDead:
+    return EngineDead(
+        "the replica that answered was lost",
+        got=(str(error).strip().splitlines() or [""])[0][:200],
+        fix="send the request again",
+    )

@@ -1,0 +1,39 @@
+"""``LeastTokens`` as Ray Serve's request router."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from serving.app.messages import Ticket
+from serving.app.placement import LeastTokens
+
+
+class TokensInFlightRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types here
+    """Every call to an engine replica begins with a ``Ticket``."""
+
+    def initialize_state(self, **settings: Any) -> None:
+        self._placement = LeastTokens()
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        by_name = {each.replica_id.unique_id: each for each in candidate_replicas}
+        for name, replica in by_name.items():
+            if stats := replica.routing_stats:
+                self._placement.report(name, stats["number"], stats["tokens_in_flight"])
+        self._placement.keep(by_name)
+        ticket = Ticket()
+        if pending_request is not None:
+            ticket = pending_request.args[0]
+            # Where none will do yet Serve asks again, and without this in a loop that never waits.
+            pending_request.routing_context.should_backoff = True
+        return [[by_name[name]] for name in self._placement.order(list(by_name), ticket)]
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
+    ) -> None:
+        self._placement.sent(replica_id.unique_id, pending_request.args[0])
