@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from torch._C._distributed_c10d import HashStore, Store
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from collectives.errors import CollectiveError, PlanDisagreement
@@ -49,6 +49,7 @@ class Rendezvous:
 
     ``store`` is ``None`` under a launcher that leaves the address in MASTER_ADDR and MASTER_PORT.
     ``node``: the launcher's name of the node; "" leaves that to the name of the host.
+    ``prefix``: what keeps keys of this start apart from older ones in a store that outlives it.
     """
 
     rank: int
@@ -56,6 +57,7 @@ class Rendezvous:
     local_rank: int
     store: Store | None
     node: str = ""
+    prefix: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Rendezvous:
@@ -72,7 +74,20 @@ class Rendezvous:
                 expected="all three as integers, as torchrun sets them",
                 fix="launch with torchrun, or unset all three to run one process",
             ) from error
-        return cls(rank, world_size, local_rank, None)
+        return cls(rank, world_size, local_rank, None, prefix=_restart_of(environment))
+
+
+def _restart_of(environment: Mapping[str, str]) -> str:
+    """Which start of these ranks it is, where torchrun's agent on a single node keeps their store.
+
+    It keeps one for all of them, and a rank that is there first would take the addresses that the
+    ranks before it left. Agents of several nodes do not count restarts alike; what starts those
+    has to set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as ``launch/`` does, for a new store each time.
+    """
+    agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not agent or environment.get("GROUP_WORLD_SIZE") != "1":
+        return ""
+    return f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 @dataclass(frozen=True)
@@ -134,31 +149,24 @@ def open_mesh(
     adopted = dist.is_initialized()
     if not adopted:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        try:
+        with _joining(rendezvous, config):
             dist.init_process_group(
                 backend,
-                store=rendezvous.store,
+                store=_store(rendezvous, timeout),
                 rank=rendezvous.rank,
                 world_size=rendezvous.world_size,
                 timeout=timeout,
             )
-        except (dist.DistError, RuntimeError, ValueError) as error:
-            raise MeshError(
-                f"rank {rendezvous.rank} of {rendezvous.world_size} could not join the job",
-                got=str(error).splitlines()[0],
-                expected="every rank to reach MASTER_ADDR:MASTER_PORT within "
-                f"{config.timeout_s:.0f} s",
-                fix="free the port or choose another (torchrun --standalone chooses a free one)",
-            ) from error
     try:
         world_size = dist.get_world_size()
-        groups = Groups(
-            tokens=dist.new_group(timeout=timeout, group_desc="tokens"),
-            gather=dist.new_group(timeout=timeout, group_desc="gather"),
-            reduce=dist.new_group(timeout=timeout, group_desc="reduce"),
-            control=dist.new_group(backend="gloo", timeout=timeout, group_desc="control"),
-            checkpoint=dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"),
-        )
+        with _joining(rendezvous, config):
+            groups = Groups(
+                tokens=dist.new_group(timeout=timeout, group_desc="tokens"),
+                gather=dist.new_group(timeout=timeout, group_desc="gather"),
+                reduce=dist.new_group(timeout=timeout, group_desc="reduce"),
+                control=dist.new_group(backend="gloo", timeout=timeout, group_desc="control"),
+                checkpoint=dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"),
+            )
         if device.type == "cuda" and world_size > 1:
             _connect((groups.tokens, groups.gather, groups.reduce), device)
         yield ParallelContext(
@@ -174,6 +182,29 @@ def open_mesh(
         if not adopted and dist.is_initialized():
             dist.destroy_process_group()
             time.sleep(SETTLE_S)  # see Note [Leaving]
+
+
+@contextmanager
+def _joining(rendezvous: Rendezvous, config: MeshConfig) -> Iterator[None]:
+    """Say what it means that a group could not be formed."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise MeshError(
+            f"rank {rendezvous.rank} of {rendezvous.world_size} could not join the job",
+            got=str(error).splitlines()[0],
+            expected="every rank to reach MASTER_ADDR:MASTER_PORT within "
+            f"{config.timeout_s:.0f} s, and to live until all have",
+            fix="free the port or choose another (torchrun --standalone chooses a free one)",
+        ) from error
+
+
+def _store(rendezvous: Rendezvous, timeout: datetime.timedelta) -> Store | None:
+    if not rendezvous.prefix or rendezvous.store is not None:
+        return rendezvous.store
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=timeout)
+    return PrefixStore(rendezvous.prefix, store)
 
 
 def _connect(groups: Sequence[dist.ProcessGroup], device: torch.device) -> None:

@@ -32,6 +32,9 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
 fi
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+# A store of its own for each start of the ranks: in a shared one they would find the addresses of
+# those before them.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 options=(
     --nnodes "$NNODES" --nproc-per-node "$NPROC_PER_NODE" --max-restarts "$MAX_RESTARTS"

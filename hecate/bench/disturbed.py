@@ -49,10 +49,12 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run wrote: its lines of steps; when it was disturbed; how it told of recoveries."""
+    """What a run wrote: its lines of steps; when it was disturbed and ended, in seconds since the
+    epoch; how it told of recoveries."""
 
     lines: tuple[dict[str, Any], ...]
     kills_s: tuple[float, ...]
+    ended_s: float
     recoveries: tuple[dict[str, Any], ...]
 
 
@@ -94,6 +96,7 @@ def run_disturbed(way: Way, config: dict[str, Any], folder: Path, disturbance: D
         watch = _Watch(launcher, run, log)
         watch.until(lambda: watch.steps() > 0, time.monotonic() + START_S)
         kills_s = _kill_now_and_then(watch, way, disturbance)
+        ended_s = time.time()
     finally:
         _end(launcher)
     recoveries = run / "recoveries.jsonl"
@@ -101,6 +104,7 @@ def run_disturbed(way: Way, config: dict[str, Any], folder: Path, disturbance: D
     return Ran(
         tuple(line for line in lines if "loss" in line),
         tuple(kills_s),
+        ended_s,
         tuple(map(json.loads, recoveries.read_text().splitlines())) if recoveries.exists() else (),
     )
 

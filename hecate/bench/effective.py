@@ -54,9 +54,12 @@ class Course:
         """The median step, which saves and failures leave as it is."""
         return median(after - before for before, after in pairwise(self.done_s))
 
-    def effective(self, step_s: float) -> float:
-        """Steps that count, at the pace of ``step_s``, over the time that passed."""
-        return self.steps * step_s / (self.done_s[-1] - self.done_s[0])
+    def effective(self, step_s: float, ended_s: float) -> float:
+        """Steps that count, at the pace of ``step_s``, over the time until ``ended_s``.
+
+        A run that never got over a failure has no step behind it, but it took its time.
+        """
+        return self.steps * step_s / (max(ended_s, self.done_s[-1]) - self.done_s[0])
 
     def losses(self, kills_s: Sequence[float]) -> list[Loss]:
         """What the kills at ``kills_s`` cost; one that came after the last step is left out."""

@@ -156,12 +156,14 @@ def _row(way: Way, pace: Pace, config: dict[str, Any], calm_s: float, folder: Pa
     course = Course.of(ran.lines)
     losses = course.losses(ran.kills_s)
     row |= {
-        "failures": len(losses),
-        "effective_time_ratio": course.effective(min(course.step_s, calm_s)),
+        "failures": len(ran.kills_s),
+        "effective_time_ratio": course.effective(min(course.step_s, calm_s), ran.ended_s),
         "steps": course.steps,
         "step_s": course.step_s,
         "saved_every": config["checkpoint"]["every"],
     }
+    if len(losses) < len(ran.kills_s):
+        row["status"] = f"no step after the last {len(ran.kills_s) - len(losses)} failures"
     if losses:
         row |= {
             "work_again_s": median(loss.work_s for loss in losses),

@@ -13,7 +13,7 @@ def course(*done_s: float) -> Course:
 
 def test_a_run_without_failures_is_all_effective() -> None:
     calm = course(10.0, 11.0, 12.0, 13.0)
-    assert (calm.steps, calm.step_s, calm.effective(1.0)) == (3, 1.0, 1.0)
+    assert (calm.steps, calm.step_s, calm.effective(1.0, calm.done_s[-1])) == (3, 1.0, 1.0)
     assert calm.losses([]) == []
 
 
@@ -21,7 +21,8 @@ def test_a_failure_costs_the_work_since_the_save_and_the_way_back() -> None:
     """Killed at 14.5, when the steps done at 13 and 14 were not saved; the step after the one done
     at 12 is done again at 18: five steps of a second in eight."""
     run = course(10.0, 11.0, 12.0, 18.0, 19.0)
-    assert run.effective(1.0) == pytest.approx(4 * 1.0 / 9.0)
+    assert run.effective(1.0, run.done_s[-1]) == pytest.approx(4 * 1.0 / 9.0)
+    assert run.effective(1.0, run.done_s[0] + 20.0) == pytest.approx(4 * 1.0 / 20.0), "it hung on"
     (loss,) = run.losses([14.5])
     assert (loss.step, loss.work_s, loss.back_s) == (3, 2.5, 2.5)
 

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import psutil
 import pytest
 from jobs import (
     finish,
+    fork_ranks,
     hecate,
     metrics,
     set_,
@@ -45,15 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = set_(name="straight", train__steps=STEPS, checkpoint__every=EVERY)
     succeed("train", "toy.yaml", *changes, cwd=folder, ranks=2)
     return folder
-
-
-def start_without_torchrun(*words: str, cwd: Path) -> list[subprocess.Popen]:
-    """Two ranks of ``hecate *words``, each a child of ours."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(*words, cwd=cwd, RANK=str(rank), **place) for rank in range(2)]
 
 
 def rank_of(process: psutil.Process) -> str:
@@ -125,7 +116,7 @@ def test_one_rank_that_is_asked_to_end_stops_all_with_a_checkpoint_of_that_step(
     """Without torchrun: it would pass the signal on to both. Both end with the code for it."""
     run = folder / "runs" / "stopped"
     changes = set_(name=run.name, train__steps=STEPS, checkpoint__every=1000)
-    ranks = start_without_torchrun("train", "toy.yaml", *changes, cwd=folder)
+    ranks = fork_ranks("train", "toy.yaml", *changes, cwd=folder, ranks=2)
     try:
         wait_for_step(run, 7, ranks[0])
         ranks[1].send_signal(signal.SIGUSR1)
@@ -148,7 +139,7 @@ def test_the_rank_that_is_left_says_so_once(folder: Path, victim: int) -> None:
     """Without torchrun, which would end it, and with a checkpoint under way at every step."""
     run = folder / "runs" / f"left-{victim}"
     changes = set_(name=run.name, train__steps=2000, checkpoint__every=1)
-    ranks = start_without_torchrun("train", "toy.yaml", *changes, cwd=folder)
+    ranks = fork_ranks("train", "toy.yaml", *changes, cwd=folder, ranks=2)
     try:
         wait_for_step(run, random.Random(victim).randrange(5, 15), ranks[0])
         ranks[victim].kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import psutil
 import pytest
 from jobs import (
+    Forked,
     finish,
+    fork,
     metrics,
     set_,
-    start,
     wait_for_step,
     write_config,
     write_corpus,
@@ -44,11 +44,11 @@ def words(name: str, *more: str, ranks: int = 2) -> list[str]:
 
 
 def train(folder: Path, name: str, *more: str) -> None:
-    done = finish(start(*words(name, *more), cwd=folder), 90)
+    done = finish(fork(*words(name, *more), cwd=folder), 90)
     assert done.returncode == 0, done.stderr
 
 
-def members(job: subprocess.Popen) -> list[psutil.Process]:
+def members(job: Forked) -> list[psutil.Process]:
     """The processes of the ranks; which is which changes with each replacement."""
     return psutil.Process(job.pid).children()
 
@@ -61,7 +61,7 @@ def recoveries(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "recoveries.jsonl").read_text().splitlines()]
 
 
-def wait_for_recovery(run: Path, number: int, job: subprocess.Popen) -> None:
+def wait_for_recovery(run: Path, number: int, job: Forked) -> None:
     path, deadline = run / "recoveries.jsonl", time.monotonic() + 60
     while not path.exists() or path.read_bytes().count(b"\n") < number:
         assert job.poll() is None, job.communicate()[1]
@@ -72,7 +72,7 @@ def wait_for_recovery(run: Path, number: int, job: subprocess.Popen) -> None:
 def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Path) -> None:
     run = folder / "runs" / "faults"
     limits = set_(mesh__timeout_s=3, elastic__leave_s=2)
-    job = start(*words("faults", *limits), cwd=folder)
+    job = fork(*words("faults", *limits), cwd=folder)
     wait_for_step(run, EVERY + 2, job)
     survivor, victim = members(job)
     victim.kill()
@@ -101,7 +101,7 @@ def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Pa
 def test_without_replacement_fewer_ranks_compute_the_same(folder: Path) -> None:
     run = folder / "runs" / "fewer"
     more = (*set_(elastic__replace="false"), "--min-ranks", "1")
-    job = start(*words("fewer", *more, ranks=3), cwd=folder)
+    job = fork(*words("fewer", *more, ranks=3), cwd=folder)
     for recovery, _ in enumerate(("three", "two"), 1):
         wait_for_step(run, recovery * (EVERY + 2), job)
         members(job)[-1].kill()
@@ -118,7 +118,7 @@ def test_a_rank_that_only_fails_is_left_out_and_comes_back(folder: Path) -> None
     """Rank 1 dies twice between two checkpoints; then another failure lets it in again."""
     run = folder / "runs" / "unlucky"
     more = (*set_(elastic__attempts=2, checkpoint__every=12), "--min-ranks", "1")
-    job = start(*words("unlucky", *more), cwd=folder)
+    job = fork(*words("unlucky", *more), cwd=folder)
     first, doomed = members_when_two(job)
     wait_for_step(run, 3, job)
     doomed.kill()
@@ -138,7 +138,7 @@ def test_a_rank_that_only_fails_is_left_out_and_comes_back(folder: Path) -> None
     assert [recovery["step"] for recovery in recoveries(run)] == [0, 0, 12]
 
 
-def members_when_two(job: subprocess.Popen) -> list[psutil.Process]:
+def members_when_two(job: Forked) -> list[psutil.Process]:
     deadline = time.monotonic() + 60
     while len(found := members(job)) < 2:
         assert job.poll() is None and time.monotonic() < deadline
@@ -148,7 +148,7 @@ def members_when_two(job: subprocess.Popen) -> list[psutil.Process]:
 
 def test_a_job_that_only_fails_ends_and_its_ranks_with_it(folder: Path) -> None:
     run = folder / "runs" / "hopeless"
-    job = start(*words("hopeless", *set_(elastic__attempts=1)), cwd=folder)
+    job = fork(*words("hopeless", *set_(elastic__attempts=1)), cwd=folder)
     wait_for_step(run, 2, job)
     survivor, victim = members(job)
     victim.kill()
@@ -161,7 +161,7 @@ def test_a_job_that_only_fails_ends_and_its_ranks_with_it(folder: Path) -> None:
 
 def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(folder: Path) -> None:
     run = folder / "runs" / "stopped"
-    job = start(*words("stopped", *set_(checkpoint__every=1000)), cwd=folder)
+    job = fork(*words("stopped", *set_(checkpoint__every=1000)), cwd=folder)
     wait_for_step(run, 7, job)
     job.send_signal(signal.SIGTERM)
     done = finish(job, 60)
@@ -174,7 +174,7 @@ def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(folder: Path) -> Non
 
 
 def test_what_the_user_can_mend_ends_the_job_with_one_message(folder: Path) -> None:
-    done = finish(start(*words("lost", *set_(data__path="nowhere")), cwd=folder), 60)
+    done = finish(fork(*words("lost", *set_(data__path="nowhere")), cwd=folder), 60)
     assert done.returncode == 2
     assert done.stderr.count("error") == 1 and "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
@@ -182,7 +182,7 @@ def test_what_the_user_can_mend_ends_the_job_with_one_message(folder: Path) -> N
 
 def test_ranks_end_with_their_supervisor(folder: Path) -> None:
     run = folder / "runs" / "orphans"
-    job = start(*words("orphans"), cwd=folder)
+    job = fork(*words("orphans"), cwd=folder)
     wait_for_step(run, 1, job)
     ranks = members(job)
     job.kill()
