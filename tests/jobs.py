@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -110,8 +111,9 @@ class Forked:
         self, words: Sequence[str | Path], cwd: Path, environment: dict[str, str], limit_bytes: int
     ) -> None:
         self.args = [str(word) for word in words]
-        self._printed = tempfile.TemporaryDirectory()
-        self._out, self._err = Path(self._printed.name, "out"), Path(self._printed.name, "err")
+        self._folder = Path(tempfile.mkdtemp(prefix="printed-"))
+        self._out, self._err = self._folder / "out", self._folder / "err"
+        self._printed: tuple[str, str] | None = None
         self._process = FORKSERVER.Process(
             target=_forked, args=(self.args, cwd, environment, self._out, self._err, limit_bytes)
         )
@@ -134,7 +136,11 @@ class Forked:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
-        return tuple(p.read_text() if p.exists() else "" for p in (self._out, self._err))
+        if self._printed is None:
+            out, err = (p.read_text() if p.exists() else "" for p in (self._out, self._err))
+            self._printed = out, err
+            shutil.rmtree(self._folder)
+        return self._printed
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:

@@ -72,7 +72,7 @@ class Pace:
     stall_s: float
 
 
-WHOLE = Pace(60.0, {"in_place": 600.0, "torchrun": 240.0, "ray": 240.0}, 240.0)
+WHOLE = Pace(60.0, {"in_place": 600.0, "torchrun": 180.0, "ray": 180.0}, 120.0)
 QUICK = Pace(60.0, {"in_place": 150.0, "torchrun": 90.0, "ray": 90.0}, 100.0)
 
 

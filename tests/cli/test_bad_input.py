@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs import TOY, finish, fork, hecate, set_, succeed, write_config, write_corpus
+from jobs import TOY, finish, fork, hecate, set_, start, succeed, write_config, write_corpus
 
 LLAMA = "{hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
 
@@ -161,17 +162,27 @@ def test_what_was_mended_runs_under_the_same_name(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        pytest.param(
-            {"train__batch_sequences": 1}, "1 sequences for 2 ranks", id="more-ranks-than-batch"
-        ),
         pytest.param({"data__path": "nowhere"}, "data.path nowhere does not exist", id="data"),
         pytest.param({"train__stepps": 3}, "train.steps", id="unknown-key"),
     ],
 )
 def test_two_ranks_say_it_once(folder: Path, changes: dict[str, object], said: str) -> None:
-    done = hecate("train", "toy.yaml", *set_(**changes), cwd=folder, ranks=2)
+    """Under torchrun, which ends the other rank before it can say it too."""
+    done = finish(start("train", "toy.yaml", *set_(**changes), cwd=folder, ranks=2), 120)
+    assert done.returncode != 0
+    before_torchrun = done.stderr.split("torch/distributed/elastic")[0]
+    ours = re.findall(r"^error.*(?:\n  .*)*", before_torchrun, re.MULTILINE)
+    assert len(ours) == 1 and not re.search("^error", done.stderr.split(ours[0])[1], re.MULTILINE)
+    assert_one_message(ours[0], said)
+    assert "exitcode  : 2" in done.stderr
+
+
+def test_more_ranks_than_sequences(folder: Path) -> None:
+    done = hecate("train", "toy.yaml", *set_(train__batch_sequences=1), cwd=folder, ranks=2)
     assert done.returncode == 2
-    assert_one_message(done.stderr, said)
+    ours = re.findall(r"^error.*(?:\n  .*)*", done.stderr, re.MULTILINE)
+    assert [message.split(":")[0] for message in ours] == ["error", "error on rank 1"]
+    assert all("1 sequences for 2 ranks" in message for message in ours)
 
 
 def test_a_port_in_use(folder: Path) -> None:
