@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median
 
 SETTLED = 3  # steps after a start that may be slower than others
-AFTER_SAVE = 8  # steps in which what a save costs comes up
+AFTER_SAVE = 4  # steps in which what a save costs comes up
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Course:
     def save_stall_s(self, every: int) -> float:
         """What a save costs: by how much the ``AFTER_SAVE`` steps after one are longer.
 
-        Longer than the median step that is not among them; the mean over the saves.
+        Longer than the median step that is not among them; the median over the saves.
         """
         gaps = [after - before for before, after in pairwise(self.done_s)]
         numbered = list(enumerate(gaps, self.first + 1))[SETTLED:]
@@ -94,7 +94,7 @@ class Course:
         usual = median(
             gap for step, gap in numbered if step < every or (step - 1) % every >= AFTER_SAVE
         )
-        return sum(sum(group) - usual * len(group) for group in whole) / max(1, len(whole))
+        return median([sum(group) - usual * len(group) for group in whole] or [0.0])
 
 
 def best_interval(*, step_s: float, save_s: float, mean_time_between_failures_s: float) -> int:

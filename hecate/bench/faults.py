@@ -28,7 +28,7 @@ from hecate.data import DataConfig
 RANKS = 2
 STANDARD_LIBRARY = DataConfig()
 STALL_EVERY = 50  # steps, of the figure
-SAVED_EVERY = 16  # in the run without failures: what a save costs is the same, but known sooner
+SAVED_EVERY = 8  # in the run without failures: what a save costs is the same, but known sooner
 LEAST_EVERY = 4  # with failures, so that most steps have no save near
 IN_PLACE = Way("in_place", "hecate train --ranks", ("--ranks", str(RANKS)), children)
 TORCHRUN = Way(

@@ -37,10 +37,12 @@ def test_lines_that_are_not_one_a_step_are_refused() -> None:
 
 
 def test_a_save_costs_what_the_steps_after_it_take_longer() -> None:
-    """Of 100 steps of a second, the two after steps 40 and 80 take 1.5 and 1.25 seconds."""
-    gaps = [1.0] * 100
-    for saved in (40, 80):
+    """Of 130 steps of a second, the two after steps 40 and 80 take 1.5 and 1.25 seconds; something
+    else held up a step after step 120."""
+    gaps = [1.0] * 130
+    for saved in (40, 80, 120):
         gaps[saved], gaps[saved + 1] = 1.5, 1.25
+    gaps[122] = 9.0
     done_s, now_s = [], 0.0
     for gap in gaps:
         now_s += gap
