@@ -28,7 +28,14 @@ FOUNDATION = frozenset(
 ARROWS: dict[str, frozenset[str]] = {
     "hecate": frozenset({"hecate.cli"}),
     "hecate.cli": frozenset(
-        {"hecate.train", "hecate.bench", "hecate.doctor", "hecate.report", "hecate.simulate"}
+        {
+            "hecate.train",
+            "hecate.bench",
+            "hecate.doctor",
+            "hecate.report",
+            "hecate.simulate",
+            "serving.app",
+        }
     ),
     "hecate.bench": frozenset({"hecate.train", "hecate.doctor", "hecate.simulate"}),
     "hecate.simulate": frozenset({"hecate.planner"}),
@@ -149,6 +156,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
         {
             "hecate/train/workers/cluster.py",
             "serving/app/builder.py",
+            "serving/app/launch.py",
             "serving/app/replica.py",
             "serving/app/replicas.py",
             "serving/app/router.py",

@@ -11,9 +11,17 @@
 | replicas.py | executes | all replicas -> the `Backend` of an ingress |
 | ingress.py | executes | a backend -> HTTP |
 | builder.py | executes | a configuration and an engine -> a Ray Serve application |
+| launch.py | executes | a configuration -> the app, until somebody stops it |
 """
 
 from serving.app.builder import build_app
-from serving.app.config import AppConfig
+from serving.app.config import AppConfig, ServingConfig
+from serving.app.launch import serve_until_stopped, stopped_by_signals
 
-__all__ = ["AppConfig", "build_app"]
+__all__ = [
+    "AppConfig",
+    "ServingConfig",
+    "build_app",
+    "serve_until_stopped",
+    "stopped_by_signals",
+]

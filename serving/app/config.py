@@ -6,6 +6,7 @@ from pydantic import Field
 
 from hecate.config import Config
 from serving.api import ApiConfig
+from serving.engine.config import EngineConfig
 
 
 class HttpConfig(Config):
@@ -51,10 +52,25 @@ class ReplicasConfig(Config):
     drain_s: float = Field(default=600.0, gt=0)
 
 
+class RayConfig(Config):
+    """``address``: ``local`` starts Ray on this machine and ends it again; ``auto`` or a cluster's
+    address joins one. ``object_store_mib`` is of a local one, which keeps nothing large in it."""
+
+    address: str = "local"
+    object_store_mib: int = Field(default=256, ge=76)
+
+
 class AppConfig(Config):
     """All but the engine."""
 
+    ray: RayConfig = RayConfig()
     api: ApiConfig = ApiConfig()
     http: HttpConfig = HttpConfig()
     ingress: IngressConfig = IngressConfig()
     replicas: ReplicasConfig = ReplicasConfig()
+
+
+class ServingConfig(AppConfig):
+    """A whole app: ``hecate serve CONFIG`` reads one."""
+
+    engine: EngineConfig
