@@ -158,6 +158,8 @@ def counts_of(shares_E: Shares, num_tokens: int, top_k: int) -> npt.NDArray[np.i
         room_E = np.where(wanted_E < num_tokens, wanted_E, 0.0)
         if room_E.sum() == 0:
             room_E = (wanted_E < num_tokens).astype(np.float64)
+        if not room_E.any():  # all are full, and what is left over is rounding
+            break
         wanted_E = wanted_E + excess * room_E / room_E.sum()
     counts_E = np.floor(wanted_E + 1e-9).astype(np.int64)
     for expert in np.argsort(-(wanted_E - counts_E), kind="stable"):

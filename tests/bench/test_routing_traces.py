@@ -69,6 +69,7 @@ def test_counts_by_hand():
     # expert 0 wants 16 of 20 slots, but 10 tokens choose it once each; the rest is shared 1 : 1
     assert counts_of(np.array([0.8, 0.1, 0.1]), 10, 2).tolist() == [10, 5, 5]
     assert counts_of(np.array([1.0, 0.0]), 3, 2).tolist() == [3, 3]
+    assert counts_of(np.array([0.1, 0.9]), 1, 2).tolist() == [1, 1], "0.2 + 0.8 is a little over 1"
 
 
 @settings(max_examples=80)

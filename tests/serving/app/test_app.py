@@ -45,7 +45,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        run(folder, step_s=0.01)
+        run(folder, step_s=0.06)
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()

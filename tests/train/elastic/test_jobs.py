@@ -71,7 +71,7 @@ def wait_for_recovery(run: Path, number: int, job: Forked) -> None:
 
 def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Path) -> None:
     run = folder / "runs" / "faults"
-    limits = set_(mesh__timeout_s=3, elastic__leave_s=2)
+    limits = set_(mesh__timeout_s=8, elastic__leave_s=4)
     job = fork(*words("faults", *limits), cwd=folder)
     wait_for_step(run, EVERY + 2, job)
     survivor, victim = members(job)
