@@ -108,4 +108,4 @@ def tab(folder: Path) -> Iterator[Tab]:
             yield Tab(socket)
     finally:
         process.kill()
-        process.wait(20)
+        process.communicate(timeout=20)

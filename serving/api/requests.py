@@ -80,7 +80,11 @@ def adapter_of(model: str, facts: EngineFacts) -> str:
         return ""
     if model.startswith(f"{facts.model}:") and (adapter := model[len(facts.model) + 1 :]):
         return adapter
-    raise ModelNotFound(
+    raise no_model(model, facts)
+
+
+def no_model(model: str, facts: EngineFacts) -> ModelNotFound:
+    return ModelNotFound(
         f"there is no model {model} here",
         expected=f"{facts.model}, or {facts.model}:ADAPTER",
         fix="GET /v1/models lists what is served",

@@ -32,6 +32,7 @@ from serving.api.requests import (
     adapter_of,
     chat_request,
     completion_requests,
+    no_model,
     room,
     tokens_of,
 )
@@ -126,7 +127,7 @@ class _Routes:
     async def model(self, model: str) -> JSONResponse:
         adapter = adapter_of(model, self._backend.facts)
         if adapter and adapter not in self._backend.adapters():
-            adapter_of("", self._backend.facts)
+            raise no_model(model, self._backend.facts)
         return JSONResponse(self._model(model))
 
     async def completions(self, body: CompletionBody, http: HttpRequest) -> Response:

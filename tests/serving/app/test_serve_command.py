@@ -101,4 +101,5 @@ def test_serve_answers_and_ends(folder: Path, tmp_path: Path) -> None:
             time.sleep(0.1)
         if process.poll() is None:
             process.kill()
+        process.communicate()
     assert process.returncode == 0
