@@ -15,6 +15,7 @@ pytestmark = pytest.mark.chromium
 SAY = """{ const text = document.getElementById("text"); text.value = %r;
 document.getElementById("ask").requestSubmit(); }"""
 ANSWER = "document.querySelectorAll('.assistant:not(.busy) .said')"
+WIDTH = "document.querySelector('%s').getBoundingClientRect().width"
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -47,6 +48,8 @@ def test_a_conversation(
         page.until("Number(document.querySelector('#live dd').textContent) === 0")
         page.until("document.querySelector('#spark .line').getAttribute('d')")
         assert page.run(SIDEWAYS) == 0
+        assert page.run(WIDTH % "main") == (width if width < 600 else width - 320)
+        assert page.run(WIDTH % "aside") == (width if width < 600 else 320)
         assert all(url.startswith((server.url, "data:")) for url in page.asked)
         assert page.console == []
 
