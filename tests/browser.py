@@ -9,6 +9,17 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+CHROMIUM = (
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+
 # A window cannot be as narrow as a phone; a frame in it can, and to its page it is the window.
 FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <iframe src="{page}" style="border:0;width:{width}px;height:3000px"></iframe>
@@ -35,14 +46,7 @@ def seen(page: Path, look: str, *, width: int, dark: bool = False) -> tuple[Any,
     frame.write_text(FRAME.format(page=page.resolve().as_uri(), width=width, look=look))
     done = subprocess.run(
         [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--no-first-run",
+            *CHROMIUM,
             "--host-resolver-rules=MAP * ~NOTFOUND",
             "--allow-file-access-from-files",
             f"--user-data-dir={page.parent / 'browser'}",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from browser import CHROMIUM
 from websockets.sync.client import ClientConnection, connect
 
 
@@ -80,14 +81,7 @@ def tab(folder: Path) -> Iterator[Tab]:
     """A new browser with its profile in ``folder``, gone at the end."""
     process = subprocess.Popen(
         [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--no-first-run",
+            *CHROMIUM,
             "--remote-debugging-port=0",
             f"--user-data-dir={folder / 'browser'}",
             "about:blank",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hecate.data.cache import Report, build_once, storage_errors
 from hecate.data.chat_template import read_template, template_of
@@ -19,6 +19,7 @@ from hecate.data.corpora import Corpus
 from hecate.data.progress import Progress, quiet
 from hecate.errors import TokenizerError
 from hecate.folders import cache_folder
+from hecate.models.pretrained import read_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -69,24 +70,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             expected="a folder with tokenizer.json or the files of a transformers tokenizer",
             fix='correct data.tokenizer.path, or set it to "" to train one on the corpus',
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the Rust library raises plain Exception
-        raise TokenizerError(
-            f"{folder} holds no tokenizer that transformers can load",
-            got=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            expected="tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
-            fix="save the tokenizer there again",
-        ) from error
+    tokenizer = read_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
             f"the tokenizer of {folder} has no end-of-sequence token",
             expected="an eos_token in tokenizer_config.json: it ends every document",
             fix="set its eos_token and save it again",
         )
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 

@@ -12,8 +12,12 @@ from torch.distributed.tensor import DTensor
 def local_gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
     """This rank's part of each gradient that there is; shares storage."""
     grads = (p.grad for p in parameters if p.grad is not None)
-    parts = (grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads)
-    return [part for part in parts if part.numel()]
+    return [part for part in map(local_part, grads) if part.numel()]
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What of ``tensor`` lies on this rank; shares storage."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def grad_square_sum(

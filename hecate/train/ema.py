@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch.distributed.tensor import DTensor
 
 from hecate.checkpoint.averaged import AVERAGE
 from hecate.config import Config
+from hecate.fssdp.norm import local_part
 from hecate.train.moments import MOMENTS, moments_of
 
 
@@ -32,11 +32,7 @@ def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
     def average(*_: Any) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                kept = _local(moments_of(optimizer, parameter, group["moments"])[AVERAGE])
-                kept.lerp_(_local(parameter), 1 - decay)
+                kept = local_part(moments_of(optimizer, parameter, group["moments"])[AVERAGE])
+                kept.lerp_(local_part(parameter), 1 - decay)
 
     optimizer.register_step_post_hook(average)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

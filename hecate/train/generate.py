@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     TextStreamer,
 )
@@ -24,6 +21,7 @@ from hecate.checkpoint.folder import newest_checkpoint
 from hecate.checkpoint.integrity import read_record
 from hecate.data.chat_template import template_of
 from hecate.errors import CheckpointError, ConfigError, ModelError, TokenizerError
+from hecate.models.pretrained import causal_model, model_tokenizer
 
 
 def generate(
@@ -47,8 +45,9 @@ def generate(
     """
     _check(max_tokens, temperature, top_p)
     folder = hub_folder_of(target)
-    tokenizer = _load_tokenizer(folder)
-    model = _load_model(folder)
+    tokenizer = model_tokenizer(folder)
+    model: Any = causal_model(folder)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     ids_1T = _prompt_ids(tokenizer, model, prompt, chat=chat).to(model.device)
     context = _context_tokens(model)
     streamer = _Pieces(tokenizer, on_text)
@@ -125,48 +124,6 @@ def _check(max_tokens: int, temperature: float, top_p: float) -> None:
         raise ConfigError("top-p is no probability", got=f"{top_p}", expected="in (0, 1]")
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    cause: Exception | None = None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        assert isinstance(tokenizer, PreTrainedTokenizerBase)
-        if len(tokenizer) > len(tokenizer.all_special_ids):
-            return tokenizer
-        got = "special tokens only"  # what transformers makes up where there are no files
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        cause, got = error, _first_line(error)
-    raise TokenizerError(
-        f"there is no usable tokenizer in {folder}",
-        got=got,
-        expected="tokenizer.json or the files of the model's tokenizer class",
-        fix="copy the tokenizer that the model was trained with into the folder",
-    ) from cause
-
-
-def _load_model(folder: Path) -> Any:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, output_loading_info=True
-        )
-        model, info = loaded
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"transformers cannot load the model in {folder}",
-            got=_first_line(error),
-            expected="a causal language model with all its weights",
-            fix="export the run again, or copy the folder whole",
-        ) from error
-    if info["missing_keys"]:  # transformers would go on with random weights
-        raise ModelError(
-            f"the model in {folder} lacks weights",
-            got=f"{len(info['missing_keys'])} missing, such as {min(info['missing_keys'])}",
-            expected="a value for every parameter",
-            fix="export the run again, or copy the folder whole",
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval()
-
-
 def _prompt_ids(
     tokenizer: PreTrainedTokenizerBase, model: Any, prompt: str, *, chat: bool
 ) -> torch.Tensor:
@@ -209,7 +166,3 @@ def _context_tokens(model: Any) -> int:
     """How many positions the model was configured for; 0 where it does not say."""
     text = model.config.get_text_config()
     return int(getattr(text, "max_position_embeddings", None) or 0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

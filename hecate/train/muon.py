@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
+from hecate.fssdp.norm import local_part
 from hecate.mesh import naming
 from hecate.train.moments import moments_of
 
@@ -106,7 +107,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step_dense(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        updates = [self._averaged(p, _local(p.grad)) for p in parameters]
+        updates = [self._averaged(p, local_part(p.grad)) for p in parameters]
         sharded = [number for number, p in enumerate(parameters) if isinstance(p, DTensor)]
         whole = {
             number: self._orthogonal(updates[number])
@@ -119,12 +120,12 @@ class Muon(torch.optim.Optimizer):
         results = whole | dict(zip(sharded, rows, strict=True))
         for number, parameter in enumerate(parameters):
             scale = update_scale(*parameter.shape)
-            self._apply(group, _local(parameter), results[number].mul_(scale))
+            self._apply(group, local_part(parameter), results[number].mul_(scale))
 
     def _averaged(self, parameter: nn.Parameter, grad: torch.Tensor) -> torch.Tensor:
         """Take ``grad`` into the momentum, and give Nesterov's look ahead, both local."""
         state = moments_of(self, parameter, (MOMENTUM,))
-        momentum = _local(state[MOMENTUM])
+        momentum = local_part(state[MOMENTUM])
         momentum.lerp_(grad, 1 - self._momentum)
         return grad.lerp(momentum, self._momentum)
 
@@ -174,7 +175,3 @@ def _elements_by_rank(matrix: DTensor, world_size: int) -> list[int]:
     assert matrix.placements == (Shard(0),), f"sharded as {matrix.placements}"
     chunks = torch.empty(matrix.shape, device="meta").chunk(world_size)
     return [chunk.numel() for chunk in chunks] + [0] * (world_size - len(chunks))
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from hecate.errors import TokenizerError
+from hecate.models.pretrained import read_tokenizer
 from serving.api.schemas import Message, Tool
 from serving.api.tools import OPEN
 from serving.errors import InvalidRequest
@@ -35,18 +35,7 @@ class Prompts:
     @classmethod
     def of_folder(cls, folder: Path) -> Prompts:
         """The tokenizer of a local Hugging Face folder. Raises ``TokenizerError``."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # the Rust library raises plain Exception
-            raise TokenizerError(
-                f"{folder} holds no tokenizer that transformers can load",
-                got=(str(error).strip().splitlines() or [type(error).__name__])[0],
-                expected="tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
-                fix="save the tokenizer there again",
-            ) from error
-        return cls(tokenizer)
+        return cls(read_tokenizer(folder))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Tokens of a bare prompt, with the tokens that the tokenizer puts around any text."""

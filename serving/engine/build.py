@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
-from hecate.errors import ConfigError, TokenizerError
+from hecate.errors import ConfigError
+from hecate.models.pretrained import model_tokenizer
 from serving.caches.prefix import PREFIX_CACHES
 from serving.engine.config import EngineConfig
 from serving.engine.loading import LoadedModel, load_model
@@ -53,7 +54,7 @@ def build_worker(config: EngineConfig) -> Worker:
     folder = Path(config.model).expanduser()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     loaded = load_model(folder, dtype=config.dtype, device=torch.device("cuda" if cuda else "cpu"))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = model_tokenizer(folder)
     return assemble(
         config,
         loaded,
@@ -111,25 +112,6 @@ def assemble(
     prefix = PREFIX_CACHES[memory.prefix](pool)
     scheduler = Scheduler(config.scheduling, pool, prefix)
     return Worker(loaded, facts, scheduler, pool, kv, decode, draw_seed)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises ``TokenizerError`` where there is none."""
-    cause: Exception | None = None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        assert isinstance(tokenizer, PreTrainedTokenizerBase)
-        if len(tokenizer) > len(tokenizer.all_special_ids):
-            return tokenizer
-        got = "special tokens only"  # what transformers makes up where there are no files
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        cause, got = error, str(error).strip().splitlines()[0][:300]
-    raise TokenizerError(
-        f"there is no usable tokenizer in {folder}",
-        got=got,
-        expected="tokenizer.json or the files of the model's tokenizer class",
-        fix="copy the tokenizer that the model was trained with into the folder",
-    ) from cause
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from hecate.errors import ModelError
+from hecate.models.pretrained import causal_model
 from serving.engine.attention import PAGED, paged_attention, register_paged_attention
 from serving.engine.batch import Batch, Piece, paged_batch, whole_batch
 from serving.memory.kv import LayerShape, PagedKV
@@ -48,28 +47,7 @@ def load_model(folder: Path, *, dtype: str, device: torch.device) -> LoadedModel
     safetensors files. Raises ``ModelError`` for a folder that transformers cannot load, or a model
     with a layer that our attention does not carry, by the layer's name.
     """
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        model, info = loaded
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"transformers cannot load the model in {folder}",
-            got=(str(error) or type(error).__name__).strip().splitlines()[0][:300],
-            expected="a causal language model with all its weights",
-            fix="export the run again, or copy the folder whole",
-        ) from error
-    if info["missing_keys"]:  # transformers would go on with random weights
-        raise ModelError(
-            f"the model in {folder} lacks weights",
-            got=f"{len(info['missing_keys'])} missing, such as {min(info['missing_keys'])}",
-            expected="a value for every parameter",
-            fix="export the run again, or copy the folder whole",
-        )
+    model: Any = causal_model(folder, None if dtype == "auto" else getattr(torch, dtype))
     model = model.to(device).eval().requires_grad_(False)
     layers = adopt(model)
     return LoadedModel(model, digest_of(folder), context_tokens(model), layers)
