@@ -254,10 +254,15 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen | Forked) -> N
         time.sleep(0.002)
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """What is written to the end of a file that may be growing; nothing where there is none."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``, without those of evaluations."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in json_lines(run / "metrics.jsonl") if "loss" in line]
 
 
 def set_(**values: object) -> list[str]:

@@ -100,12 +100,12 @@ def run_disturbed(way: Way, config: dict[str, Any], folder: Path, disturbance: D
     finally:
         _end(launcher)
     recoveries = run / "recoveries.jsonl"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in _lines(run / "metrics.jsonl")]
     return Ran(
         tuple(line for line in lines if "loss" in line),
         tuple(kills_s),
         ended_s,
-        tuple(map(json.loads, recoveries.read_text().splitlines())) if recoveries.exists() else (),
+        tuple(map(json.loads, _lines(recoveries))) if recoveries.exists() else (),
     )
 
 

@@ -76,6 +76,8 @@ def _ray(config: RayConfig, cpus: float) -> Iterator[None]:
         "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)),
         "object_store_memory": config.object_store_mib << 20,
         "include_dashboard": False,
+        # Ray's own 15 is for batch work: whatever else the machine does would go before answers.
+        "_system_config": {"worker_niceness": 0},
     }
     ray.init(
         address=config.address,

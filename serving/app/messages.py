@@ -27,12 +27,13 @@ class Ticket:
     """What the router goes by; the first argument of every call to a replica.
 
     ``replica``: the only one that will do, or empty. ``avoid``: those that failed this request.
-    ``tokens``: what it may come to compute. ``probe``: it asks how replicas are, one after the
-    other.
+    ``full``: those that had no place for it, and come last. ``tokens``: what it may come to
+    compute. ``probe``: it asks how replicas are, one after the other.
     """
 
     replica: str = ""
     avoid: frozenset[str] = frozenset()
+    full: frozenset[str] = frozenset()
     tokens: int = 0
     probe: bool = False
 

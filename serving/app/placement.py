@@ -37,7 +37,9 @@ class LeastTokens:
         if ticket.probe:
             return sorted(replicas, key=lambda replica: (self._probes.get(replica, 0), replica))
         left = [replica for replica in replicas if replica not in ticket.avoid]
-        return sorted(left, key=lambda replica: (self.tokens(replica), replica))
+        return sorted(
+            left, key=lambda replica: (replica in ticket.full, self.tokens(replica), replica)
+        )
 
     def tokens(self, replica: str) -> int:
         return self._reported.get(replica, (0, 0))[1] + self._sent.get(replica, 0)

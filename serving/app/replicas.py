@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from serving.app.config import IngressConfig
 from serving.app.messages import Report, Step, Ticket
 from serving.engine.protocol import EngineFacts, EngineLoad
-from serving.errors import EngineDead
+from serving.errors import EngineDead, Overloaded, ServingError
 from serving.request import Delta, Request
 
 LOG = logging.getLogger("serving.app")
@@ -32,6 +32,7 @@ class _Stream:
     request: Request
     replica: str = ""
     avoid: frozenset[str] = frozenset()
+    full: frozenset[str] = frozenset()
     queue: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
 
 
@@ -95,18 +96,20 @@ class Replicas:
         return [(name, load) for name, (at_s, load) in self._loads.items() if at_s >= oldest_s]
 
     def check(self) -> None:
-        if self._dead is not None:
-            raise self._dead
-        if (silent_s := _now_s() - self._heard_s) > self._config.silence_s:
-            raise EngineDead("no replica answers", got=f"silence for {silent_s:.0f} s")
+        """Raise ``EngineDead`` where no replica is known to live."""
+        if not self.loads():
+            silent_s = _now_s() - self._heard_s
+            raise self._dead or EngineDead(
+                "no replica answers", got=f"silence for {silent_s:.0f} s"
+            )
 
     async def _submit(self, stream: _Stream) -> None:
-        """Have some replica admit it; another, where one dies of it or is dead already."""
+        """Have some replica admit it; another, where one is full, dead or dies of it."""
         request = stream.request
         tokens = len(request.prompt) + request.n * request.sampling.max_tokens
-        failure: EngineDead | None = None
+        failure: ServingError | None = None
         for _ in range(self._config.tries):
-            ticket = Ticket(avoid=stream.avoid, tokens=tokens)
+            ticket = Ticket(avoid=stream.avoid, full=stream.full, tokens=tokens)
             try:
                 call = self._handle.submit.remote(ticket, self._ingress, request)
                 admission = await asyncio.wait_for(call, self._config.admit_s)
@@ -119,11 +122,13 @@ class Replicas:
                 stream.replica = admission.replica
                 self._listen(admission.replica)
                 return
-            refusal = admission.refusal.error()
-            if not isinstance(refusal, EngineDead):
-                raise refusal
-            failure = refusal
-            stream.avoid |= {admission.replica}
+            failure = admission.refusal.error()
+            if isinstance(failure, EngineDead):
+                stream.avoid |= {admission.replica}
+            elif isinstance(failure, Overloaded) and admission.replica not in stream.full:
+                stream.full |= {admission.replica}
+            else:
+                raise failure
         raise failure or EngineDead("no replica takes requests now")
 
     async def _deltas(self, stream: _Stream) -> AsyncIterator[Delta]:
@@ -216,6 +221,7 @@ class Replicas:
             error = report.dead.error()
             assert isinstance(error, EngineDead)
             self._dead = error
+            self._loads.pop(report.replica, None)
             return
         self._dead = None
         self._report = report

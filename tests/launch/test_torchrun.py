@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from jobs import finish, metrics, set_, write_config, write_corpus
+from jobs import finish, json_lines, metrics, set_, write_config, write_corpus
 
 from hecate.bench.namespaces import INTERFACE, Node, two_nodes
 
@@ -61,7 +60,7 @@ def test_two_nodes_train_one_run_and_know_that_they_are_two(tmp_path: Path) -> N
     assert [job.returncode for job in done] == [0, 0], done[0].stderr + done[1].stderr
     run = tmp_path / "runs" / "toy"
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
-    (start,) = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    (start,) = json_lines(run / "starts.jsonl")
     assert (start["ranks"], start["nodes"]) == (2, 2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
@@ -18,6 +17,7 @@ from jobs import (
     finish,
     fork_ranks,
     hecate,
+    json_lines,
     metrics,
     set_,
     start,
@@ -73,7 +73,7 @@ def numbers(run: Path) -> list[tuple[int, float, float]]:
 
 
 def held_out_loss(run: Path) -> float:
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    last = json_lines(run / "metrics.jsonl")[-1]
     return float(last["eval/loss"])
 
 

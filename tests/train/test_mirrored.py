@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jobs import json_lines
 from ranks import run_ranks
 from stopped_runs import STEPS, STOP, Case, Runs, final_state, train_on_rank
 
@@ -39,7 +39,7 @@ def test_a_run_goes_on_where_its_folder_is_empty_as_if_nothing_had_been(tmp_path
     expected, found = final_state(runs.straight(Case(), 2)), final_state(run)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
-    starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    starts = [line["step"] for line in json_lines(run / "starts.jsonl")]
     assert starts == [0, STOP]
     assert Mirror(str(far), "run").steps() == [STEPS]
     assert (far / "run" / "starts.jsonl").read_bytes() == (run / "starts.jsonl").read_bytes()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from serving.app.config import IngressConfig, ReplicasConfig  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
-LONG = "hello there " * 60
+MOST = 8  # at once, of one replica
+LONG = "hello there " * 240  # 960 tokens, a minute
 
 
 def free_port() -> int:
@@ -42,6 +44,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
+        _system_config={"worker_niceness": 0},
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -57,12 +60,16 @@ def run(folder: Path, *, step_s: float) -> None:
         replicas=ReplicasConfig(min=2, max=2, num_cpus=0.5, health_period_s=1, drain_s=30),
         ingress=IngressConfig(watch_s=0.2, silence_s=5),
     )
-    engine = partial(RuleEngine, step_s=step_s, max_tokens=4096, most=8)
+    engine = partial(RuleEngine, step_s=step_s, max_tokens=4096, most=MOST)
     serve.run(build_app(config, engine, folder))
 
 
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=90
+    ) as connected:
+        yield connected
 
 
 def user(text: str) -> list[Any]:
@@ -75,98 +82,100 @@ def loads(url: str, name: str) -> dict[str, float]:
     return {label: float(value) for label, value in found}
 
 
-def wait_until(true: Any, seconds: float = 20) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.05)
 
 
-def engines() -> list[Any]:
-    """Ray's actors of the engine deployment, alive."""
-    from ray.util.state import list_actors
-
-    return [
-        actor
-        for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-        if "engine" in actor.class_name.lower() or "#engine#" in (actor.name or "")
-    ]
+def is_idle(url: str) -> bool:
+    running = loads(url, "running")
+    return bool(running) and not any(running.values())
 
 
-def test_answers_at_once_and_streamed_are_the_same(url: str) -> None:
+def test_answers_at_once_and_streamed_are_the_same(url: str, client: openai.OpenAI) -> None:
     ask = {"model": "toy", "messages": user("hello there €"), "n": 2}
-    at_once = client(url).chat.completions.create(**ask)
+    at_once = client.chat.completions.create(**ask)
     assert at_once.choices[0].message.content == "hello there €"
     texts = ["", ""]
-    for chunk in client(url).chat.completions.create(**ask, stream=True):
+    for chunk in client.chat.completions.create(**ask, stream=True):
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert texts == [choice.message.content for choice in at_once.choices]
     assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_errors_of_the_engine_keep_their_shape(url: str) -> None:
+def test_errors_of_the_engine_keep_their_shape(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        client(url).chat.completions.create(model="toy:other", messages=user("hello"))
+        client.chat.completions.create(model="toy:other", messages=user("hello"))
     assert caught.value.body["code"] == "model_not_found"  # type: ignore[index]
 
 
-def test_many_streams_are_spread_and_overload_is_refused(url: str) -> None:
-    streams = []
-    for _ in range(16):  # 8 for each of the two, if they are spread evenly
-        streams.append(
-            client(url).chat.completions.create(model="toy", messages=user(LONG), stream=True)
-        )
-        next(iter(streams[-1]))
-    with pytest.raises(openai.RateLimitError) as caught:
-        client(url).chat.completions.create(model="toy", messages=user("hello"))
-    assert int(caught.value.response.headers["retry-after"]) >= 1
-    for stream in streams:
-        stream.close()
-    wait_until(lambda: (found := loads(url, "running")) and not any(found.values()))
+def test_streams_fill_all_replicas_and_overload_is_refused(url: str, client: openai.OpenAI) -> None:
+    with contextlib.ExitStack() as streams:
+        for _ in range(2 * MOST):
+            stream = client.chat.completions.create(model="toy", messages=user(LONG), stream=True)
+            next(iter(streams.enter_context(stream)))
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model="toy", messages=user("hello"))
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+    wait_until(lambda: is_idle(url))
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_cancelled(url: str, stream: bool) -> None:
+    before = sum(loads(url, "generated_tokens_total").values())
     ask = {"model": "toy", "messages": user(LONG), "stream": stream}
-    with httpx.Client(timeout=30) as http:
+    with httpx.Client(timeout=60) as http:
         if stream:
             with http.stream("POST", f"{url}/v1/chat/completions", json=ask) as response:
                 next(response.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout):
-                http.post(f"{url}/v1/chat/completions", json=ask, timeout=0.3)
-    made = sum(loads(url, "generated_tokens_total").values())
-    wait_until(lambda: (found := loads(url, "running")) and not any(found.values()))
-    assert sum(loads(url, "generated_tokens_total").values()) - made < 150  # of 240 that it asked
+                http.post(f"{url}/v1/chat/completions", json=ask, timeout=1)
+    wait_until(lambda: is_idle(url))
+    assert sum(loads(url, "generated_tokens_total").values()) - before < 900  # 960 asked for
 
 
-def test_an_engine_that_dies_fails_its_streams_and_is_replaced(url: str) -> None:
-    stream = iter(
-        client(url).chat.completions.create(model="toy", messages=user(LONG), stream=True)
-    )
+def test_an_engine_that_dies_fails_its_streams_and_is_replaced(
+    url: str, client: openai.OpenAI
+) -> None:
+    stream = iter(client.chat.completions.create(model="toy", messages=user(LONG), stream=True))
     next(stream)
     failed: list[Exception] = []
+    healths: list[int] = []
+    over = threading.Event()
 
     def crash() -> None:
         try:
-            client(url).chat.completions.create(model="toy", messages=user(CRASH))
+            client.chat.completions.create(model="toy", messages=user(CRASH))
         except openai.APIError as error:
             failed.append(error)
 
+    def watch() -> None:
+        while not over.wait(0.05):
+            healths.append(httpx.get(f"{url}/health", timeout=60).status_code)
+
     # It kills each replica it is tried on, one after the other: that is its own fault.
-    thread = threading.Thread(target=crash)
-    thread.start()
-    with pytest.raises(openai.APIError, match="met its end|lost"):
-        list(stream)
-    thread.join(60)
-    assert failed
-    wait_until(lambda: httpx.get(f"{url}/health").status_code == 503)
+    threads = [threading.Thread(target=crash), threading.Thread(target=watch)]
+    for thread in threads:
+        thread.start()
+    try:
+        with pytest.raises(openai.APIError, match="met its end|lost"):
+            list(stream)
+        threads[0].join(90)
+        assert failed
 
-    def answers() -> bool:
-        try:
-            answer = client(url).chat.completions.create(model="toy", messages=user("hello"))
-        except openai.APIError:
-            return False
-        return answer.choices[0].message.content == "hello"
+        def answers() -> bool:
+            try:
+                answer = client.chat.completions.create(model="toy", messages=user("hello"))
+            except openai.APIError:
+                return False
+            return answer.choices[0].message.content == "hello"
 
-    wait_until(answers, 60)
+        wait_until(answers, 90)
+    finally:
+        over.set()
+        threads[1].join()
+    assert 503 in healths
+    wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)

@@ -26,6 +26,7 @@ def test_what_was_sent_since_the_report_counts() -> None:
 def test_a_ticket_pins_and_avoids() -> None:
     placement = LeastTokens()
     assert placement.order(["a", "b", "c"], Ticket(avoid=frozenset({"a"}))) == ["b", "c"]
+    assert placement.order(["a", "b"], Ticket(full=frozenset({"a"}))) == ["b", "a"]
     assert placement.order(["a", "b"], Ticket(replica="b")) == ["b"]
     assert placement.order(["a"], Ticket(replica="gone")) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from jobs import (
     Forked,
     finish,
     fork,
+    json_lines,
     metrics,
     set_,
     wait_for_step,
@@ -58,7 +58,7 @@ def numbers(run: Path) -> dict[int, tuple[float, float]]:
 
 
 def recoveries(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "recoveries.jsonl").read_text().splitlines()]
+    return json_lines(run / "recoveries.jsonl")
 
 
 def wait_for_recovery(run: Path, number: int, job: Forked) -> None:
@@ -90,7 +90,7 @@ def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Pa
         assert list(recovery["seconds"]) == ["leave", "fork", "join", "prepare", "step"]
     assert done.stderr.count("2 ranks went on after step") == 2
     assert "Traceback" not in done.stderr
-    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    starts = json_lines(run / "starts.jsonl")
     assert [(start["step"], start.get("cause")) for start in starts] == [
         (0, None),
         (killed["step"], killed["cause"]),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import TOY, finish, metrics, set_, start, write_config, write_corpus
+from jobs import TOY, finish, json_lines, metrics, set_, start, write_config, write_corpus
 
 from hecate.checkpoint.folder import saved_steps
 from hecate.train.stopping import STOPPED
@@ -82,8 +82,7 @@ class Job:
     log: str = ""
 
     def records(self) -> list[dict[str, Any]]:
-        path = self.run / "workers.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return json_lines(self.run / "workers.jsonl")
 
     def attempts(self) -> list[dict[str, Any]]:
         return [record for record in self.records() if "workers" in record]
@@ -145,7 +144,7 @@ def job(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def test_the_planner_knows_which_ranks_share_a_node(job: Job) -> None:
-    starts = [json.loads(line) for line in (job.run / "starts.jsonl").read_text().splitlines()]
+    starts = json_lines(job.run / "starts.jsonl")
     sizes = [(start["ranks"], start["nodes"]) for start in starts]
     assert sizes == [(1, 1), (2, 2), (2, 2), (1, 1)]
     for attempt, (_, count) in zip(job.attempts(), sizes, strict=True):
@@ -188,7 +187,7 @@ def test_the_run_folder_has_how_each_attempt_ended_and_the_next_began(job: Job) 
     for recovery, attempt in zip(recoveries, job.attempts()[2:], strict=True):
         assert recovery["step"] == attempt["step"] <= recovery["at_step"]
         assert list(recovery["seconds"]) == ["leave", "start", "join", "prepare", "step"]
-    starts = [json.loads(line) for line in (job.run / "starts.jsonl").read_text().splitlines()]
+    starts = json_lines(job.run / "starts.jsonl")
     causes = [start.get("cause", "") for start in starts]
     assert causes[:2] == ["", "the cluster has changed"]
     assert causes[2:] == [recovery["cause"] for recovery in recoveries]
