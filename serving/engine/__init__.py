@@ -10,6 +10,10 @@
 | checks.py | decides | a request -> whether it can be answered here at all |
 | batch.py | decides | pieces of sequences -> one packed batch |
 | attention.py | executes | queries, paged keys and values -> attention |
+| forward.py | executes | pieces of sequences -> logits, by the model's own code |
+| compiled.py | executes | the same by our kernels, over packed weights |
+| structure.py | decides | a model -> where the weights are that our kernels know |
+| kernels/ | executes | the kernels, in C++ |
 | loading.py | executes | a Hugging Face folder -> a model with our attention |
 | sampler.py | executes | logits, each answer's rules -> tokens |
 | text.py | decides | tokens -> text, whole characters, cut at stop strings |

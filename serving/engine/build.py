@@ -16,7 +16,9 @@ from transformers.modeling_utils import PreTrainedModel
 from hecate.errors import ConfigError
 from hecate.models.pretrained import model_tokenizer
 from serving.caches.prefix import PREFIX_CACHES
+from serving.engine.compiled import fastest_forward
 from serving.engine.config import EngineConfig
+from serving.engine.forward import Forward, HuggingFaceForward
 from serving.engine.loading import LoadedModel, load_model
 from serving.engine.native import NativeEngine
 from serving.engine.protocol import Engine, EngineFacts
@@ -111,7 +113,11 @@ def assemble(
     )
     prefix = PREFIX_CACHES[memory.prefix](pool)
     scheduler = Scheduler(config.scheduling, pool, prefix)
-    return Worker(loaded, facts, scheduler, pool, kv, decode, draw_seed)
+    forward: Forward = HuggingFaceForward(model, kv)
+    if config.kernels == "auto":
+        positions = min(facts.max_tokens, num_blocks * memory.block_tokens)
+        forward = fastest_forward(model, loaded.layers, kv, positions=positions)
+    return Worker(loaded, forward, facts, scheduler, pool, kv, decode, draw_seed)
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

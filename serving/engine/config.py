@@ -24,7 +24,8 @@ class EngineConfig(Config):
     ``dtype`` ``auto`` is the folder's. ``max_tokens``: prompt and answer together; 0 for all that
     the model attends to. ``max_waiting``: answers beyond ``scheduling.max_sequences`` that are
     admitted; more are refused as ``Overloaded``. ``threads``: of torch in the engine; 0 for one a
-    core. ``stall_s``: how long a step may take before the engine counts as dead.
+    core. ``kernels`` ``auto``: compiled ones on a CPU, for families that they know; ``off``: the model's
+    own code. ``stall_s``: how long a step may take before the engine counts as dead.
     """
 
     model: str
@@ -35,6 +36,7 @@ class EngineConfig(Config):
     max_tokens: int = Field(default=0, ge=0)
     max_waiting: int = Field(default=256, ge=0)
     threads: int = Field(default=0, ge=0)
+    kernels: Literal["auto", "off"] = "auto"
     stall_s: float = Field(default=120.0, gt=0)
     memory: MemoryConfig = MemoryConfig()
     scheduling: SchedulingConfig = SchedulingConfig()

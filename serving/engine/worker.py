@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from serving.caches.prefix.protocol import scope_of
-from serving.engine.batch import Piece, paged_batch, whole_batch
-from serving.engine.loading import LoadedModel, embed, run_model
+from serving.engine.batch import Piece, whole_batch
+from serving.engine.forward import Forward
+from serving.engine.loading import LoadedModel, embed
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.engine.sampler import Row, penalised, sample
 from serving.engine.text import Decode, TextPieces
@@ -41,6 +42,7 @@ class Worker:
     def __init__(
         self,
         loaded: LoadedModel,
+        forward: Forward,
         facts: EngineFacts,
         scheduler: Scheduler,
         pool: BlockPool,
@@ -50,6 +52,7 @@ class Worker:
     ) -> None:
         self.facts = facts
         self._loaded = loaded
+        self._forward = forward
         self._scheduler = scheduler
         self._pool = pool
         self._kv = kv
@@ -101,20 +104,16 @@ class Worker:
             return []
         sequences = [self._scheduler.sequences[chunk.sequence_id] for chunk in decision.chunks]
         self._kv.copy(decision.copies)
-        pieces, ends, sampling = [], [], []
-        position = 0
+        pieces, sampled, sampling = [], [], []
         for chunk, sequence in zip(decision.chunks, sequences, strict=True):
             tokens = sequence.tokens[chunk.start : chunk.stop]
             pieces.append(Piece(tokens, chunk.start, sequence.table.block_ids))
-            position += len(tokens)
             new = min(chunk.stop, len(sequence.request.prompt)) - chunk.start
             self._prompt_tokens += max(0, new)
             if chunk.samples:
-                ends.append(position - 1)
+                sampled.append(len(pieces) - 1)
                 sampling.append(sequence)
-        device = self._kv.keys[0].device
-        batch = paged_batch(pieces, self._kv, device)
-        logits_RV = run_model(self._loaded.model, batch, torch.tensor(ends or [0], device=device))
+        logits_RV = self._forward(pieces, sampled)
         self._scheduler.commit(decision)
         return self._extend(logits_RV, sampling) if sampling else []
 

@@ -1,0 +1,11 @@
+"""A decoder's forward pass in C++, compiled for the machine it runs on.
+
+| file | decides or executes | in -> out |
+|---|---|---|
+| forward.cpp | executes | one step's tokens -> logits, layer after layer |
+| product.h | executes | rows, packed weights -> their products |
+| attention.h | executes | queries, paged keys and values -> attention |
+| experts.h | executes | router logits -> rows sorted by expert, and back |
+| words.h | - | vectors of floats, and of pairs of bfloat16 |
+| library.py | executes | the sources -> a library, once a machine; its structs |
+"""

@@ -1,0 +1,257 @@
+// Rotary embeddings, keys and values into their blocks, and attention over those.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "product.h"
+
+struct Heads {
+  int32_t queries, keys, dim;  // N, M, H
+  int32_t norm;                // of queries and keys: 0 none, 1 each head, 2 all heads together
+  int32_t block_tokens;
+  float eps, scale;
+};
+
+// `count` tokens of one sequence: rows from `row` of the batch, the first at `position`.
+struct Span {
+  int row, count, position;
+  const int32_t *table;  // its blocks
+};
+
+template <class T> struct Cache {
+  typename T::element *keys, *values;  // [slots, M, H]
+};
+
+inline long slot_of(const Span &span, int position, int block_tokens) {
+  return long(span.table[position / block_tokens]) * block_tokens + position % block_tokens;
+}
+
+inline float inverse_rms(const float *x, int n, float eps) {
+  vec squares = {};
+  for (int i = 0; i < n; i += 16) squares += load<vec>(x + i) * load<vec>(x + i);
+  return 1.f / std::sqrt(sum(squares) / n + eps);
+}
+
+// x [count, H] float in place: the norm, then x * cos + rotate_half(x) * sin.
+inline void norm_and_rotate(float *x, int count, const Heads &h, const float *weight,
+                            const float *cos_sin) {
+  const int H = h.dim, half = H / 2;
+  const float whole = h.norm == 2 ? inverse_rms(x, count * H, h.eps) : 1.f;
+  for (int n = 0; n < count; ++n, x += H) {
+    if (h.norm) {
+      const float scale = h.norm == 1 ? inverse_rms(x, H, h.eps) : whole;
+      const float *w = weight + (h.norm == 2 ? n * H : 0);
+      for (int i = 0; i < H; ++i) x[i] *= scale * w[i];
+    }
+    for (int i = 0; i < half; ++i) {
+      const float first = x[i], second = x[i + half], c = cos_sin[i], s = cos_sin[half + i];
+      x[i] = first * c - second * s;
+      x[i + half] = second * c + first * s;
+    }
+  }
+}
+
+template <class T> void convert(const float *from, typename T::element *to, int n) {
+  for (int i = 0; i < n; i += 16) T::write(to + i, load<vec>(from + i));
+}
+
+// qkv [T, (N + 2M) H] float -> queries [T, N H] elements, keys and values in their slots.
+template <class T>
+void place(float *qkv, const std::vector<Span> &spans, const Heads &h, const float *q_norm,
+           const float *k_norm, const float *cos_sin, const Cache<T> &cache,
+           typename T::element *queries, int tokens, int threads) {
+  const int H = h.dim, width = (h.queries + 2 * h.keys) * H;
+#pragma omp parallel for schedule(static) num_threads(threads) if (tokens > 4)
+  for (int t = 0; t < tokens; ++t) {
+    const Span &span = *(std::upper_bound(spans.begin(), spans.end(), t,
+                                          [](int row, const Span &s) { return row < s.row; }) -
+                         1);
+    const int position = span.position + t - span.row;
+    float *q = qkv + long(t) * width, *k = q + h.queries * H, *v = k + h.keys * H;
+    const long to = slot_of(span, position, h.block_tokens) * h.keys * H;
+    norm_and_rotate(q, h.queries, h, q_norm, cos_sin + long(position) * H);
+    norm_and_rotate(k, h.keys, h, k_norm, cos_sin + long(position) * H);
+    convert<T>(q, queries + long(t) * h.queries * H, h.queries * H);
+    convert<T>(k, cache.keys + to, h.keys * H);
+    convert<T>(v, cache.values + to, h.keys * H);
+  }
+}
+
+// Sums of `G` heads over the values of keys first..last, for C * 16 of their dims.
+template <class T, int G, int C>
+inline void weigh(const float *weights, long pitch, const Span &span, const Heads &h,
+                  const typename T::element *values, int first, int last, vec (&acc)[G][C]) {
+  for (int g = 0; g < G; ++g)
+    for (int c = 0; c < C; ++c) acc[g][c] = vec{};
+  for (int j = first; j < last; ++j) {
+    const typename T::element *v = values + slot_of(span, j, h.block_tokens) * h.keys * h.dim;
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const vec value = T::read(v + 16 * c);
+#pragma GCC unroll 2
+      for (int g = 0; g < G; ++g) acc[g][c] += weights[g * pitch + j - first] * value;
+    }
+  }
+}
+
+template <class T, int G, int C>
+inline void weigh_into(const float *weights, long pitch, const Span &span, const Heads &h,
+                       const typename T::element *values, int first, int last,
+                       const float *inverse, typename T::element *out) {
+  for (int d = 0; d < h.dim; d += 16 * C) {
+    vec acc[G][C];
+    weigh<T, G, C>(weights, pitch, span, h, values + d, first, last, acc);
+    for (int g = 0; g < G; ++g)
+      for (int c = 0; c < C; ++c)
+        T::write(out + g * h.dim + d + 16 * c, acc[g][c] * inverse[g]);
+  }
+}
+
+// One token's queries of key head m, over all keys that it sees.
+template <class T>
+void attend_one(const Span &span, int m, const Heads &h, const Cache<T> &cache, int window,
+                const typename T::element *queries, typename T::element *out) {
+  const int H = h.dim, G = h.queries / h.keys, last = span.position + 1;
+  const int first = window ? std::max(0, last - window) : 0, steps = words_of<T>(H);
+  const long pitch = (last - first + 15) / 16 * 16, at = (long(span.row) * h.queries + m * G) * H;
+  static thread_local std::vector<float> scores, inverse;
+  scores.resize(pitch * G);
+  inverse.resize(G);
+  const uint32_t *q = (const uint32_t *)(queries + at);
+  for (int j = first; j < last; ++j) {
+    const uint32_t *k = (const uint32_t *)(cache.keys +
+        (slot_of(span, j, h.block_tokens) * h.keys + m) * H);
+    for (int g = 0; g < G; ++g) {
+      vec acc = {};
+      for (int w = 0; w < steps; w += 16)
+        acc = T::dot(acc, load<words>(q + g * steps + w), load<words>(k + w));
+      scores[g * pitch + j - first] = sum(acc) * h.scale;
+    }
+  }
+  for (int g = 0; g < G; ++g) {
+    float *s = scores.data() + g * pitch;
+    for (long j = last - first; j < pitch; ++j) s[j] = -1e30f;
+    vec most = splat(-1e30f), total = {};
+    for (long j = 0; j < pitch; j += 16) {
+      const vec x = load<vec>(s + j);
+      most = x > most ? x : most;
+    }
+    const float top = largest(most);
+    for (long j = 0; j < pitch; j += 16) {
+      const vec p = exp(load<vec>(s + j) - top);
+      store(s + j, p);
+      total += p;
+    }
+    inverse[g] = 1.f / sum(total);
+  }
+  const typename T::element *values = cache.values + long(m) * H;
+  int g = 0;
+  for (; g + 2 <= G; g += 2) {
+    auto weigh2 = H % 64 ? weigh_into<T, 2, 1> : weigh_into<T, 2, 4>;
+    weigh2(&scores[g * pitch], pitch, span, h, values, first, last, &inverse[g], out + at + g * H);
+  }
+  for (; g < G; ++g) {
+    auto weigh1 = H % 64 ? weigh_into<T, 1, 1> : weigh_into<T, 1, 4>;
+    weigh1(&scores[g * pitch], pitch, span, h, values, first, last, &inverse[g], out + at + g * H);
+  }
+}
+
+const int QUERY_ROWS = 96;  // queries of a task: a token's heads side by side
+
+// Tokens [begin, end) of a span and key head m, 64 keys at a time (FlashAttention, 2205.14135).
+template <class T>
+void attend_many(const Span &span, int begin, int end, int m, const Heads &h,
+                 const Cache<T> &cache, int window, const typename T::element *queries,
+                 typename T::element *out) {
+  typedef typename T::element element;
+  const int H = h.dim, G = h.queries / h.keys, rows = (end - begin) * G, steps = words_of<T>(H);
+  const int panels = panels_of(H), value_steps = PANEL / T::per_word;
+  static thread_local std::vector<uint32_t> q, k, v, p;
+  static thread_local std::vector<float> scores, sums, top, total, shrink;
+  q.resize(rows * steps);
+  k.resize(steps * PANEL);
+  v.resize(panels * value_steps * PANEL);
+  p.resize(rows * value_steps);
+  scores.resize(rows * PANEL);
+  sums.assign(rows * panels * PANEL, 0.f);
+  top.assign(rows, -1e30f);
+  total.assign(rows, 0.f);
+  shrink.resize(rows);
+  for (int t = begin; t < end; ++t)
+    memcpy(&q[(t - begin) * G * steps],
+           queries + (long(span.row + t) * h.queries + m * G) * H, G * H * sizeof(element));
+  const int last = span.position + end;
+  const int first = window ? std::max(0, span.position + begin - window + 1) : 0;
+  const std::vector<element> nothing(H, 0);
+  for (int block = first; block < last; block += PANEL) {
+    const element *key[PANEL], *value[PANEL];
+    for (int j = 0; j < PANEL; ++j) {
+      const long at = block + j < last
+                          ? (slot_of(span, block + j, h.block_tokens) * h.keys + m) * H : -1;
+      key[j] = at < 0 ? nothing.data() : cache.keys + at;
+      value[j] = at < 0 ? nothing.data() : cache.values + at;
+    }
+    for (int j = 0; j < PANEL; ++j)
+      for (int w = 0; w < steps; ++w) k[w * PANEL + j] = ((const uint32_t *)key[j])[w];
+    for (int s = 0; s < value_steps; ++s)
+      for (int d = 0; d < H; d += 16)
+        store(&v[((d / PANEL) * value_steps + s) * PANEL + d % PANEL],
+              T::pair(value[s * T::per_word] + d, value[s * T::per_word + T::per_word - 1] + d));
+    panel<T>(q.data(), steps, rows, k.data(), steps, [&](int row, vec *s) {
+      const int position = span.position + begin + row / G;
+      const ints number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      const int oldest = window ? position - window + 1 : 0;
+      vec most = splat(top[row]), sum_of_row = {};
+      for (int c = 0; c < 4; ++c) {
+        const ints at = number + (block + c * 16);
+        s[c] = (at <= position) & (at >= oldest) ? s[c] * h.scale : splat(-1e30f);
+        most = s[c] > most ? s[c] : most;
+      }
+      const float now = largest(most);
+      for (int c = 0; c < 4; ++c) {
+        const vec e = exp(s[c] - now);
+        sum_of_row += e;
+        T::write((element *)&p[row * value_steps] + c * 16, e);
+      }
+      shrink[row] = exp(splat(top[row] - now))[0];
+      total[row] = total[row] * shrink[row] + sum(sum_of_row);
+      top[row] = now;
+    });
+    for (int d = 0; d < panels; ++d)
+      panel<T>(p.data(), value_steps, rows, &v[d * value_steps * PANEL], value_steps,
+               [&](int row, vec *s) {
+                 float *to = &sums[(row * panels + d) * PANEL];
+                 for (int c = 0; c < 4; ++c)
+                   store(to + 16 * c, load<vec>(to + 16 * c) * shrink[row] + s[c]);
+               });
+  }
+  for (int row = 0; row < rows; ++row) {
+    element *to = out + (long(span.row + begin + row / G) * h.queries + m * G + row % G) * H;
+    for (int d = 0; d < H; d += 16)
+      T::write(to + d, load<vec>(&sums[row * panels * PANEL + d]) / total[row]);
+  }
+}
+
+// queries and out [T, N H] elements; every token sees its sequence up to itself.
+template <class T>
+void attend(const std::vector<Span> &spans, const Heads &h, const Cache<T> &cache, int window,
+            const typename T::element *queries, typename T::element *out, int threads) {
+  struct Task {
+    const Span *span;
+    int begin, end, head;
+  };
+  std::vector<Task> tasks;
+  const int step = std::max(1, QUERY_ROWS / (h.queries / h.keys));
+  for (const Span &span : spans)
+    for (int begin = 0; begin < span.count; begin += step)
+      for (int m = 0; m < h.keys; ++m)
+        tasks.push_back({&span, begin, std::min(begin + step, span.count), m});
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const Task &t = tasks[i];
+    if (t.span->count == 1)
+      attend_one<T>(*t.span, t.head, h, cache, window, queries, out);
+    else
+      attend_many<T>(*t.span, t.begin, t.end, t.head, h, cache, window, queries, out);
+  }
+}

@@ -1,0 +1,197 @@
+// A decoder's forward pass over paged keys and values, one call a step; structs as in library.py.
+//
+// The residual stream and whatever leaves a product is float; what enters one has the weights' type.
+#include <sys/mman.h>
+
+#include "attention.h"
+#include "experts.h"
+
+enum Projection { QKV, OUT, GATE_UP, DOWN };
+
+extern "C" {
+
+struct Layer {
+  const float *input_norm, *post_norm, *q_norm, *k_norm;
+  Weight qkv, out, router, gate_up, down;  // the last two: of each expert, where there is a router
+  void *keys, *values;
+  int32_t window;
+};
+
+struct Model {
+  int32_t layers, width, experts, chosen, normalise, threads;
+  float eps;
+  Heads heads;
+  const Layer *layer;
+  const float *final_norm, *cos_sin;  // [positions, H]: H / 2 cosines, then their sines
+  const void *embedding;
+  Weight head;
+};
+
+struct Workspace {  // of T tokens; R = T K rows where there are experts, T otherwise
+  float *hidden, *qkv, *router, *up, *pairs;
+  void *normed, *queries, *attended, *gathered, *act;
+  Routed routed;
+};
+
+struct Step {
+  int32_t tokens, sequences, table_width, samples;
+  const int64_t *token;
+  const int32_t *start;     // [S + 1] rows
+  const int32_t *position;  // [S] of the first row
+  const int32_t *table;     // [S, table_width]
+  const int32_t *sampled;   // sequences whose last row is sampled
+  float *logits;            // [samples, V]
+  void (*after)(int32_t layer, int32_t projection);  // may add to what was projected; may be null
+};
+
+}  // extern "C"
+
+namespace {
+
+template <class T>
+void rms_norm(const float *x, int rows, int width, const float *weight, float eps, void *out,
+              int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 8)
+  for (int r = 0; r < rows; ++r) {
+    const float *from = x + long(r) * width, scale = inverse_rms(from, width, eps);
+    typename T::element *to = (typename T::element *)out + long(r) * width;
+    for (int i = 0; i < width; i += 16)
+      T::write(to + i, load<vec>(from + i) * scale * load<vec>(weight + i));
+  }
+}
+
+template <class T>
+void silu_mul(const float *up, long rows, int F, void *out, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 4)
+  for (long r = 0; r < rows; ++r)
+    for (int i = 0; i < F; i += 16)
+      T::write((typename T::element *)out + r * F + i,
+               silu(load<vec>(up + r * 2 * F + i)) * load<vec>(up + r * 2 * F + F + i));
+}
+
+template <class T> struct Pass {
+  const Model &model;
+  const Step &step;
+  const Workspace &ws;
+  std::vector<Span> spans;
+  int tokens;
+
+  void linear(const void *x, const Weight &w, Then then, void *out, int layer, Projection which) {
+    const int32_t offsets[2] = {0, tokens};
+    product<T>(x, 1, offsets, w, then, out, model.threads);
+    if (step.after) step.after(layer, which);
+  }
+
+  void attention(int number) {
+    typedef typename T::element element;
+    const Layer &layer = model.layer[number];
+    const Cache<T> cache = {(element *)layer.keys, (element *)layer.values};
+    rms_norm<T>(ws.hidden, tokens, model.width, layer.input_norm, model.eps, ws.normed,
+                model.threads);
+    linear(ws.normed, layer.qkv, STORE, ws.qkv, number, QKV);
+    place<T>(ws.qkv, spans, model.heads, layer.q_norm, layer.k_norm, model.cos_sin, cache,
+             (element *)ws.queries, tokens, model.threads);
+    if (number + 1 == model.layers && !step.after) keep_sampled();
+    attend<T>(spans, model.heads, cache, layer.window, (const element *)ws.queries,
+              (element *)ws.attended, model.threads);
+    linear(ws.attended, layer.out, ADD, ws.hidden, number, OUT);
+  }
+
+  // After the last keys and values are written, only the rows that are sampled go on.
+  void keep_sampled() {
+    const long query_bytes = long(model.heads.queries) * model.heads.dim * sizeof(typename T::element);
+    std::vector<Span> kept;
+    for (int i = 0; i < step.samples; ++i) {
+      const Span &span = spans[step.sampled[i]];
+      const long row = span.row + span.count - 1;
+      memmove(ws.hidden + long(i) * model.width, ws.hidden + row * model.width,
+              model.width * sizeof(float));
+      memmove((char *)ws.queries + i * query_bytes, (char *)ws.queries + row * query_bytes,
+              query_bytes);
+      kept.push_back({i, 1, span.position + span.count - 1, span.table});
+    }
+    spans = kept;
+    tokens = step.samples;
+  }
+
+  void feed_forward(int number) {
+    const Layer &layer = model.layer[number];
+    const int F = layer.gate_up.outputs / 2, threads = model.threads;
+    rms_norm<T>(ws.hidden, tokens, model.width, layer.post_norm, model.eps, ws.normed, threads);
+    if (!layer.router.outputs) {
+      linear(ws.normed, layer.gate_up, step.after ? SPLIT : GATE, step.after ? ws.up : ws.act,
+             number, GATE_UP);
+      if (step.after) silu_mul<T>(ws.up, tokens, F, ws.act, threads);
+      linear(ws.act, layer.down, ADD, ws.hidden, number, DOWN);
+      return;
+    }
+    const int E = layer.router.outputs, K = model.chosen, rows = tokens * K;
+    const int32_t offsets[2] = {0, tokens};
+    product<T>(ws.normed, 1, offsets, layer.router, STORE, ws.router, threads);
+    route(ws.router, tokens, E, K, model.normalise, ws.routed, threads);
+    gather((const uint32_t *)ws.normed, ws.routed.order, rows, K, words_of<T>(model.width),
+           (uint32_t *)ws.gathered, threads);
+    product<T>(ws.gathered, E, ws.routed.offsets, layer.gate_up, step.after ? SPLIT : GATE,
+               step.after ? (void *)ws.up : ws.act, threads);
+    if (step.after) {
+      step.after(number, GATE_UP);
+      silu_mul<T>(ws.up, rows, F, ws.act, threads);
+    }
+    product<T>(ws.act, E, ws.routed.offsets, layer.down, STORE, ws.pairs, threads);
+    if (step.after) step.after(number, DOWN);
+    combine(ws.pairs, ws.routed, tokens, K, model.width, ws.hidden, threads);
+  }
+
+  void run() {
+    typedef typename T::element element;
+    tokens = step.tokens;
+    for (int s = 0; s < step.sequences; ++s)
+      spans.push_back({step.start[s], step.start[s + 1] - step.start[s], step.position[s],
+                       step.table + long(s) * step.table_width});
+    for (int t = 0; t < tokens; ++t)
+      for (int d = 0; d < model.width; d += 16)
+        store(ws.hidden + long(t) * model.width + d,
+              T::read((const element *)model.embedding + step.token[t] * model.width + d));
+    for (int layer = 0; layer < model.layers; ++layer) {
+      attention(layer);
+      if (!tokens) return;  // nothing is sampled
+      feed_forward(layer);
+    }
+    if (step.after) keep_sampled();
+    rms_norm<T>(ws.hidden, tokens, model.width, model.final_norm, model.eps, ws.normed,
+                model.threads);
+    const int32_t offsets[2] = {0, tokens};
+    product<T>(ws.normed, 1, offsets, model.head, STORE, step.logits, model.threads);
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+void hecate_forward(const Model *model, const Step *step, const Workspace *ws, int bfloat) {
+  if (bfloat)
+    Pass<BFloat>{*model, *step, *ws, {}, 0}.run();
+  else
+    Pass<Float>{*model, *step, *ws, {}, 0}.run();
+}
+
+long hecate_packed_bytes(int outputs, int inputs, int bfloat) {
+  return long(panels_of(outputs)) * PANEL * inputs * (bfloat ? 2 : 4);
+}
+
+// Large pages for memory that was not touched yet: weights are read from end to end at every step.
+void hecate_huge_pages(void *from, long bytes) {
+  const uintptr_t page = 1 << 21, first = ((uintptr_t)from + page - 1) / page * page;
+  const uintptr_t last = ((uintptr_t)from + bytes) / page * page;
+  if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
+}
+
+void hecate_pack(const void *from, void *to, int outputs, int inputs, int bfloat) {
+  if (bfloat)
+    pack<BFloat>(from, (uint32_t *)to, outputs, inputs);
+  else
+    pack<Float>(from, (uint32_t *)to, outputs, inputs);
+}
+
+}  // extern "C"
