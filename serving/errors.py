@@ -4,7 +4,8 @@ ServingError                  a ``HecateError``: what, got, expected, fix
 ├── EngineDead                the engine cannot go on; the replica has to be replaced
 └── RequestError              one request cannot be served, and others can
     ├── InvalidRequest        it asks for what does not exist or does not fit
-    │   └── ContextTooLong    prompt and answer do not fit the model, or the memory
+    │   ├── ContextTooLong    prompt and answer do not fit the model, or the memory
+    │   └── InvalidAdapter    a folder that holds no adapter of this model
     ├── ModelNotFound         no such model or adapter here
     ├── Unauthorized          no key, or one that is not known
     ├── QuotaExceeded         its tenant has used what it may; ``retry_after_s``
@@ -42,6 +43,10 @@ class InvalidRequest(RequestError):
 
 class ContextTooLong(InvalidRequest):
     """More tokens than the model attends to, or than the memory for keys and values holds."""
+
+
+class InvalidAdapter(InvalidRequest):
+    """A folder without an adapter in it, or with one that does not fit the model."""
 
 
 class ModelNotFound(RequestError):

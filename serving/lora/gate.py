@@ -1,0 +1,115 @@
+"""Who may go on to be scheduled: requests whose adapter is on the device, the others wait here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serving.lora.facts import AdapterFacts
+from serving.lora.slots import Place, Slots
+
+
+class Loads(Protocol):
+    """Starts to fill a place; ``AdapterGate.loaded`` hears when it is done."""
+
+    def __call__(self, facts: AdapterFacts, place: Place) -> None: ...
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request without its adapter, since ``since_s``."""
+
+    request_id: str
+    facts: AdapterFacts
+    since_s: float
+
+
+@dataclass
+class Passed:
+    """``ready``: may be scheduled, in order; ``failed``: their adapter could not be loaded."""
+
+    ready: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+class AdapterGate:
+    """Holds a lease on the adapter of every request that it let through, until ``leave``.
+
+    In order of arrival; a request whose adapter is there overtakes one whose adapter finds no slot
+    for up to ``patience_s``, then slots empty until that one had its turn. A step can therefore
+    never have more adapters than slots, and no adapter waits for ever.
+    """
+
+    def __init__(
+        self, slots: Slots, load: Loads, clock: Callable[[], float], patience_s: float
+    ) -> None:
+        self._slots = slots
+        self._load = load
+        self._clock = clock
+        self._patience_s = patience_s
+        self._waiting: list[Waiting] = []
+        self._loading: set[str] = set()
+        self._leases: dict[str, str] = {}
+
+    @property
+    def waiting(self) -> tuple[Waiting, ...]:
+        return tuple(self._waiting)
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Digests of the adapters whose slots are filled."""
+        return tuple(name for name in self._slots.resident if name not in self._loading)
+
+    def place(self, request_id: str) -> Place:
+        """Of the adapter of a request that was let through."""
+        return self._slots.place(self._leases[request_id])
+
+    def enter(self, request_id: str, facts: AdapterFacts) -> Passed:
+        """A request that needs this adapter; who may go on now."""
+        self._waiting.append(Waiting(request_id, facts, self._clock()))
+        return self._advance()
+
+    def leave(self, request_id: str) -> Passed:
+        """A request has ended, let through or not; who may go on now."""
+        digest = self._leases.pop(request_id, None)
+        if digest is None:
+            self._waiting = [each for each in self._waiting if each.request_id != request_id]
+        else:
+            self._slots.release(digest)
+        return self._advance()
+
+    def loaded(self, digest: str, error: str = "") -> Passed:
+        """A load has ended; who may go on now."""
+        self._loading.remove(digest)
+        passed = self._advance() if not error else Passed()
+        self._slots.release(digest)  # the load's own
+        if error:
+            self._slots.drop(digest)
+            failed = [each for each in self._waiting if each.facts.digest == digest]
+            self._waiting = [each for each in self._waiting if each.facts.digest != digest]
+            passed.failed += [(each.request_id, error) for each in failed]
+        passed.ready += self._advance().ready
+        return passed
+
+    def _advance(self) -> Passed:
+        passed = Passed()
+        left: list[Waiting] = []
+        blocked = False
+        for each in self._waiting:
+            digest = each.facts.digest
+            if digest in self._loading or blocked:
+                left.append(each)
+            elif self._slots.lease(digest) is not None:
+                self._leases[each.request_id] = digest
+                passed.ready.append(each.request_id)
+            else:
+                left.append(each)
+                taken = self._slots.take(digest, each.facts.rank)
+                if taken is not None:
+                    self._loading.add(digest)
+                    self._load(each.facts, taken[0])
+                else:
+                    blocked = self._clock() - each.since_s >= self._patience_s
+        self._waiting = left
+        return passed
