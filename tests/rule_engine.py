@@ -19,7 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from serving.api.prompts import Prompts
 from serving.engine.protocol import EngineFacts, EngineLoad
-from serving.errors import ContextTooLong, EngineDead, ModelNotFound, Overloaded
+from serving.errors import ContextTooLong, EngineDead, Overloaded
+from serving.lora.facts import AdapterFacts
+from serving.lora.registry import Registry
 from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
 
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
@@ -84,6 +86,8 @@ class RuleEngine:
         self._made: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._dead: EngineDead | None = None
+        self._names = Registry()
+        self._names.assign(AdapterFacts("twin", "1" * 64, "", 8, 0))
         self.cancelled: list[str] = []
         self.seen: list[Request] = []
         self._steps = self._prompt_tokens = self._generated = 0
@@ -109,8 +113,8 @@ class RuleEngine:
             raise self._dead
         if len(request.prompt) + request.sampling.max_tokens > self._facts.max_tokens:
             raise ContextTooLong("too long")
-        if request.adapter not in ("", "twin"):
-            raise ModelNotFound(f"there is no adapter {request.adapter}", param="model")
+        if request.adapter:
+            self._names.find(request.adapter)
         if len(self._running) >= self._most:
             raise Overloaded("too much is waiting", retry_after_s=1.2)
         script = self._script(request)
@@ -133,6 +137,17 @@ class RuleEngine:
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         return [[1.0 if at == prompt[0] % 4 else 0.0 for at in range(4)] for prompt in prompts]
+
+    async def load_adapter(self, name: str, folder: str) -> AdapterFacts:
+        facts = AdapterFacts(name, f"{name} in {folder}", folder, 8, 0)
+        self._names.assign(facts)
+        return facts
+
+    async def unload_adapter(self, name: str) -> None:
+        self._names.remove(name)
+
+    def adapters(self) -> Sequence[AdapterFacts]:
+        return self._names.all()
 
     def load(self) -> EngineLoad:
         flight = sum(len(r.prompt) + r.sampling.max_tokens for r, _ in self._running.values())

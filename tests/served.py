@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from serving.engine.build import build_engine
 from serving.engine.config import EngineConfig, MemoryConfig
 from serving.engine.protocol import Engine
+from serving.lora.config import LoraConfig
 from serving.request import Delta, Finish, Request, Sampling, TokenLogprobs, Usage
 from serving.scheduling.config import SchedulingConfig
 
@@ -114,6 +115,8 @@ def engine_config(
     prefix: str = "radix",
     token_bytes: int = 1024,
     max_waiting: int = 64,
+    lora: dict[str, object] | None = None,
+    kernels: str = "auto",
     **scheduling: object,
 ) -> EngineConfig:
     """An engine of ``blocks`` blocks, if a token's keys and values take ``token_bytes``."""
@@ -124,6 +127,8 @@ def engine_config(
         dtype="float32",
         threads=1,
         max_waiting=max_waiting,
+        kernels=kernels,  # type: ignore[arg-type]
+        lora=LoraConfig.model_validate({"max_rank": 16, **(lora or {})}),
         memory=MemoryConfig.model_validate(
             {
                 "kv_gib": (blocks + 0.5) * block_tokens * token_bytes / 2**30,

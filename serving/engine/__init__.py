@@ -7,6 +7,7 @@
 | build.py | executes | a configuration -> an engine |
 | native.py | executes | requests <-> a thread that computes step after step |
 | worker.py | executes | one step: schedule, compute, sample, tell |
+| adapters.py | executes | LoRA adapters' slots and loads; steps in which rows have adapters |
 | checks.py | decides | a request -> whether it can be answered here at all |
 | batch.py | decides | pieces of sequences -> one packed batch |
 | attention.py | executes | queries, paged keys and values -> attention |

@@ -16,6 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from hecate.errors import ConfigError
 from hecate.models.pretrained import model_tokenizer
 from serving.caches.prefix import PREFIX_CACHES
+from serving.engine.adapters import EngineAdapters
 from serving.engine.compiled import fastest_forward
 from serving.engine.config import EngineConfig
 from serving.engine.forward import Forward, HuggingFaceForward
@@ -117,7 +118,8 @@ def assemble(
     if config.kernels == "auto":
         positions = min(facts.max_tokens, num_blocks * memory.block_tokens)
         forward = fastest_forward(model, loaded.layers, kv, positions=positions)
-    return Worker(loaded, forward, facts, scheduler, pool, kv, decode, draw_seed)
+    adapters = EngineAdapters(config.lora, model, kv) if config.lora.slots else None
+    return Worker(loaded, forward, facts, scheduler, pool, kv, decode, draw_seed, adapters)
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hecate.config import Config
+from serving.lora.config import LoraConfig
 from serving.scheduling.config import SchedulingConfig
 
 
@@ -24,8 +25,8 @@ class EngineConfig(Config):
     ``dtype`` ``auto`` is the folder's. ``max_tokens``: prompt and answer together; 0 for all that
     the model attends to. ``max_waiting``: answers beyond ``scheduling.max_sequences`` that are
     admitted; more are refused as ``Overloaded``. ``threads``: of torch in the engine; 0 for one a
-    core. ``kernels`` ``auto``: compiled ones on a CPU, for families that they know; ``off``: the model's
-    own code. ``stall_s``: how long a step may take before the engine counts as dead.
+    core. ``kernels`` ``auto``: compiled ones on a CPU, for families that they know; ``off``: the
+    model's own code. ``stall_s``: how long a step may take before the engine counts as dead.
     """
 
     model: str
@@ -40,3 +41,4 @@ class EngineConfig(Config):
     stall_s: float = Field(default=120.0, gt=0)
     memory: MemoryConfig = MemoryConfig()
     scheduling: SchedulingConfig = SchedulingConfig()
+    lora: LoraConfig = LoraConfig()

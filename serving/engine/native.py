@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from serving.engine.adapters import EngineAdapters
 from serving.engine.checks import check_prompt, check_request
 from serving.engine.config import EngineConfig
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.engine.worker import Worker
-from serving.errors import EngineDead, ModelNotFound, Overloaded
+from serving.errors import EngineDead, InvalidRequest, Overloaded, ServingError
+from serving.lora.facts import AdapterFacts
+from serving.lora.registry import Registry, check_name
+from serving.lora.watch import FolderWatch
 from serving.request import Delta, Finish, Request, Usage
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Admit:
+    request: Request
+    adapter: AdapterFacts | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An adapter has come, or cannot come."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,7 @@ class _Close:
     pass
 
 
-_Message = Request | _Cancel | _Embed | _Close
+_Message = _Admit | _Loaded | _Cancel | _Embed | _Close
 
 
 class NativeEngine:
@@ -57,6 +76,9 @@ class NativeEngine:
         self._deltas: asyncio.Queue[list[Delta] | BaseException | None] = asyncio.Queue()
         self._open: dict[str, int] = {}  # answers that have not ended, by request
         self._thread: threading.Thread | None = None
+        self._adapters: EngineAdapters | None = None
+        self._names = Registry()
+        self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._facts: EngineFacts | None = None
         self._load: EngineLoad | None = None
@@ -80,16 +102,15 @@ class NativeEngine:
         )
         self._thread.start()
         await started
+        if self._config.lora.folder:
+            watch = FolderWatch(Path(self._config.lora.folder).expanduser())
+            await self._look_through(watch)
+            self._watching = asyncio.ensure_future(self._watch(watch))
 
     async def submit(self, request: Request) -> None:
         facts = self.facts
         self._alive()
-        if request.adapter:
-            raise ModelNotFound(
-                f"there is no adapter {request.adapter} here",
-                expected=f"{facts.model} without an adapter",
-                param="model",
-            )
+        adapter = self._names.find(request.adapter) if request.adapter else None
         load = self.load()
         most = self._config.scheduling.max_sequences
         block_tokens = self._config.memory.block_tokens
@@ -111,7 +132,7 @@ class NativeEngine:
         if not self._open:
             self._beat_s = self._clock()  # it was idle, which is no stall
         self._open[request.request_id] = request.n
-        self._inbox.put(request)
+        self._inbox.put(_Admit(request, adapter))
 
     async def cancel(self, request_id: str) -> None:
         if request_id in self._open:
@@ -136,6 +157,26 @@ class NativeEngine:
         self._inbox.put(_Embed([list(prompt) for prompt in prompts], answer))
         return await answer
 
+    async def load_adapter(self, name: str, folder: str) -> AdapterFacts:
+        self._alive()
+        check_name(name)
+        if self._adapters is None:
+            raise InvalidRequest(
+                "this engine serves no adapters",
+                got="lora.slots 0",
+                fix="set engine.lora.slots",
+                param="lora_name",
+            )
+        facts = await asyncio.to_thread(self._adapters.read, name, folder)
+        self._names.assign(facts)
+        return facts
+
+    async def unload_adapter(self, name: str) -> None:
+        self._names.remove(name)
+
+    def adapters(self) -> Sequence[AdapterFacts]:
+        return self._names.all()
+
     def load(self) -> EngineLoad:
         if self._load is None:
             raise EngineDead("the engine has not started", fix="await start() first")
@@ -156,10 +197,30 @@ class NativeEngine:
         if self._thread is None:
             self._closed = True
             return
+        if self._watching is not None:
+            self._watching.cancel()
         if not self._closed:
             self._closed = True
             self._inbox.put(_Close())
         await asyncio.to_thread(self._thread.join)
+
+    async def _watch(self, watch: FolderWatch) -> None:
+        while True:
+            await asyncio.sleep(self._config.lora.watch_s)
+            await self._look_through(watch)
+
+    async def _look_through(self, watch: FolderWatch) -> None:
+        """Serve what came to the folder, and no longer what went; what is wrong is only told."""
+        changes = await asyncio.to_thread(watch.changes)
+        for name, folder in changes.load.items():
+            try:
+                await self.load_adapter(name, str(folder))
+            except ServingError as error:
+                _LOG.warning("adapter %s is not served: %s", name, error)
+        for name in changes.unload:
+            facts = self._names.get(name)
+            if facts is not None and Path(facts.folder).parent == watch.folder:
+                self._names.remove(name)
 
     def _alive(self) -> None:
         if self._death:
@@ -187,6 +248,9 @@ class NativeEngine:
             self._tell(_fail, started, error)
             return
         self._facts, self._load = worker.facts, worker.load()
+        self._adapters = worker.adapters
+        if self._adapters is not None:
+            self._adapters.on_loaded = lambda: self._inbox.put(_Loaded())
         self._tell(_succeed, started)
         try:
             while self._step(worker):
@@ -195,33 +259,38 @@ class NativeEngine:
             self._death = _first_line(error)
             failed = worker.end_all(Finish.FAILED, "the engine has died")
             self._publish(worker, failed)
+            worker.close()
             dead = EngineDead("the engine has died", got=self._death, fix="replace the replica")
             dead.__cause__ = error
             self._tell(self._deltas.put_nowait, dead)
             self._refuse_rest(dead)
             return
         self._publish(worker, worker.end_all(Finish.CANCELLED))
+        worker.close()
         self._refuse_rest(EngineDead("the engine is closed"))
         self._tell(self._deltas.put_nowait, None)
 
     def _step(self, worker: Worker) -> bool:
         """Take what came in, then compute one step; false when it is to end."""
         deltas: list[Delta] = []
-        while not worker.busy or not self._inbox.empty():
+        while not worker.ready or not self._inbox.empty():
             message = self._inbox.get()
             self._beat_s = self._clock()
             if isinstance(message, _Close):
                 self._publish(worker, deltas)
                 return False
-            if isinstance(message, Request):
-                worker.add(message)
-            elif isinstance(message, _Cancel):
-                deltas += worker.end(message.request_id, Finish.CANCELLED)
-                if not worker.busy:
+            if isinstance(message, _Admit):
+                worker.add(message.request, message.adapter)
+            elif isinstance(message, _Embed):
+                self._embed(worker, message)
+            else:
+                if isinstance(message, _Cancel):
+                    deltas += worker.end(message.request_id, Finish.CANCELLED)
+                else:
+                    deltas += worker.loaded()
+                if not worker.ready:
                     self._publish(worker, deltas)
                     deltas = []
-            else:
-                self._embed(worker, message)
         began_s = self._clock()
         made = worker.step()
         self._beat_s = self._clock()
@@ -257,8 +326,8 @@ class NativeEngine:
             message = self._inbox.get()
             if isinstance(message, _Embed):
                 self._tell(_fail, message.answer, error)
-            elif isinstance(message, Request):
-                self._tell(self._received, _unanswered(message, finish, error.what))
+            elif isinstance(message, _Admit):
+                self._tell(self._received, _unanswered(message.request, finish, error.what))
 
 
 def _unanswered(request: Request, finish: Finish, error: str) -> list[Delta]:

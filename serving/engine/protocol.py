@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from serving.lora.facts import AdapterFacts
 from serving.request import Delta, Request
 
 
@@ -82,6 +83,21 @@ class Engine(Protocol):
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """One vector of unit length for each prompt: the mean of its last hidden states."""
+        ...
+
+    async def load_adapter(self, name: str, folder: str) -> AdapterFacts:
+        """Have ``name`` mean the adapter in ``folder``; requests under way keep what it meant.
+
+        Raises ``InvalidRequest``: ``InvalidAdapter`` for a folder without one of this model.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Refuse ``name`` from now on; requests under way go on. Raises ``ModelNotFound``."""
+        ...
+
+    def adapters(self) -> Sequence[AdapterFacts]:
+        """Those that requests may ask for, by name."""
         ...
 
     def load(self) -> EngineLoad: ...

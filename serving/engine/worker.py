@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 import torch
 
 from serving.caches.prefix.protocol import scope_of
+from serving.engine.adapters import EngineAdapters
 from serving.engine.batch import Piece, whole_batch
 from serving.engine.forward import Forward
 from serving.engine.loading import LoadedModel, embed
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.engine.sampler import Row, penalised, sample
 from serving.engine.text import Decode, TextPieces
+from serving.lora.facts import AdapterFacts
+from serving.lora.gate import Passed
 from serving.memory.blocks import BlockPool
 from serving.memory.kv import PagedKV
 from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
@@ -27,10 +30,12 @@ class _Asked:
 
     request: Request
     seed: int
+    adapter: AdapterFacts | None = None
     cached: int = 0
     generated: int = 0
     open: dict[int, Sequence] = field(default_factory=dict)
-    """Answers that have a sequence, by index; the others branch off the first."""
+    """Answers that have a sequence, by index; the others branch off the first. None while the
+    adapter is not on the device."""
 
 
 class Worker:
@@ -49,7 +54,9 @@ class Worker:
         kv: PagedKV,
         decode: Decode,
         draw_seed: Callable[[], int],
+        adapters: EngineAdapters | None = None,
     ) -> None:
+        self.adapters = adapters
         self.facts = facts
         self._loaded = loaded
         self._forward = forward
@@ -66,35 +73,76 @@ class Worker:
     def busy(self) -> bool:
         return bool(self._asked)
 
-    def add(self, request: Request) -> None:
-        """Queue a request that was checked."""
+    @property
+    def ready(self) -> bool:
+        """Whether a step would compute something; else what is there waits for adapters."""
+        return bool(self._scheduler.waiting or self._scheduler.running)
+
+    def add(self, request: Request, adapter: AdapterFacts | None = None) -> None:
+        """Queue a request that was checked, once its ``adapter`` is on the device."""
         seed = request.sampling.seed
-        asked = _Asked(request, self._draw_seed() if seed is None else seed)
-        scope = scope_of(self._loaded.digest, "", request.tenant)
-        asked.open[0] = self._scheduler.add(request, scope)
+        asked = _Asked(request, self._draw_seed() if seed is None else seed, adapter)
         self._asked[request.request_id] = asked
+        if adapter is None:
+            self._schedule(asked)
+        else:
+            assert self.adapters is not None
+            self._pass(self.adapters.enter(request.request_id, adapter))
+
+    def loaded(self) -> list[Delta]:
+        """Go on with those whose adapter has come; the end of those whose adapter cannot."""
+        assert self.adapters is not None
+        return self._pass(self.adapters.loaded())
+
+    def _schedule(self, asked: _Asked) -> None:
+        request = asked.request
+        adapter = asked.adapter.digest if asked.adapter is not None else ""
+        scope = scope_of(self._loaded.digest, adapter, request.tenant)
+        asked.open[0] = self._scheduler.add(request, scope)
         self._texts[asked.open[0].sequence_id] = self._pieces(request)
+
+    def _pass(self, passed: Passed) -> list[Delta]:
+        for request_id in passed.ready:
+            self._schedule(self._asked[request_id])
+        return [
+            delta
+            for request_id, error in passed.failed
+            for delta in self.end(request_id, Finish.FAILED, error)
+        ]
+
+    def _leave(self, asked: _Asked) -> list[Delta]:
+        """A request has ended: others may go on with its adapter's place."""
+        if asked.adapter is None:
+            return []
+        assert self.adapters is not None
+        return self._pass(self.adapters.leave(asked.request.request_id))
 
     def end(self, request_id: str, finish: Finish, error: str = "") -> list[Delta]:
         """End a request with what it has; unknown ids are fine."""
         asked = self._asked.pop(request_id, None)
         if asked is None:
             return []
-        started = set(asked.open)
+        started = set(asked.open) or set(range(asked.request.n))
         first = asked.open.get(0)
         if first is not None and first.forks:
             started |= set(range(1, asked.request.n))
         for sequence in asked.open.values():
             self._scheduler.remove(sequence)
             del self._texts[sequence.sequence_id]
-        return [
+        ended = [
             Delta(request_id, index, (), "", _usage(asked), finish=finish, error=error)
             for index in sorted(started)
         ]
+        return ended + self._leave(asked)
 
     def end_all(self, finish: Finish, error: str = "") -> list[Delta]:
         """End every request."""
         return [delta for name in list(self._asked) for delta in self.end(name, finish, error)]
+
+    def close(self) -> None:
+        """End what runs beside the steps."""
+        if self.adapters is not None:
+            self.adapters.close()
 
     def step(self) -> list[Delta]:
         """Compute one batch; what it added to which answers."""
@@ -105,6 +153,7 @@ class Worker:
         sequences = [self._scheduler.sequences[chunk.sequence_id] for chunk in decision.chunks]
         self._kv.copy(decision.copies)
         pieces, sampled, sampling = [], [], []
+        asked = [self._asked[sequence.request.request_id] for sequence in sequences]
         for chunk, sequence in zip(decision.chunks, sequences, strict=True):
             tokens = sequence.tokens[chunk.start : chunk.stop]
             pieces.append(Piece(tokens, chunk.start, sequence.table.block_ids))
@@ -113,7 +162,12 @@ class Worker:
             if chunk.samples:
                 sampled.append(len(pieces) - 1)
                 sampling.append(sequence)
-        logits_RV = self._forward(pieces, sampled)
+        if any(each.adapter is not None for each in asked):
+            assert self.adapters is not None
+            requests = [each.request.request_id if each.adapter else "" for each in asked]
+            logits_RV = self.adapters.forward(pieces, sampled, requests)
+        else:
+            logits_RV = self._forward(pieces, sampled)
         self._scheduler.commit(decision)
         return self._extend(logits_RV, sampling) if sampling else []
 
@@ -134,8 +188,10 @@ class Worker:
             - sequence.generated
             for sequence in scheduler.sequences.values()
         )
+        parked = [asked.request for asked in self._asked.values() if not asked.open]
+        in_flight += sum(len(r.prompt) + r.n * r.sampling.max_tokens for r in parked)
         return EngineLoad(
-            waiting=scheduler.waiting,
+            waiting=scheduler.waiting + len(parked),
             running=scheduler.running,
             tokens_in_flight=in_flight,
             blocks_used=self._pool.used,
@@ -166,12 +222,14 @@ class Worker:
         self._generated += len(rows)
         for target in targets:
             self._asked[target.request.request_id].generated += 1
-        return [
-            self._delta(target, token, logprobs)
+        ended: list[_Asked] = []
+        deltas = [
+            self._delta(target, token, logprobs, ended)
             for target, token, logprobs in zip(
                 targets, sampled.tokens, sampled.logprobs, strict=True
             )
         ]
+        return deltas + [delta for asked in ended for delta in self._leave(asked)]
 
     def _row(self, place: int, sequence: Sequence, seed: int) -> Row:
         sampling = sequence.request.sampling
@@ -192,7 +250,13 @@ class Worker:
             banned,
         )
 
-    def _delta(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> Delta:
+    def _delta(
+        self,
+        sequence: Sequence,
+        token: int,
+        logprobs: TokenLogprobs | None,
+        ended: list[_Asked],
+    ) -> Delta:
         request, sampling = sequence.request, sequence.request.sampling
         sequence.tokens.append(token)
         ends = token in sampling.stop_token_ids
@@ -213,7 +277,7 @@ class Worker:
             self._scheduler.remove(sequence)
             del self._texts[sequence.sequence_id], asked.open[sequence.index]
             if not asked.open:
-                del self._asked[request.request_id]
+                ended.append(self._asked.pop(request.request_id))
         return Delta(
             request.request_id,
             sequence.index,

@@ -21,5 +21,5 @@ class LoraConfig(Config):
     max_rank: int = Field(default=64, ge=1)
     folder: str = ""
     watch_s: float = Field(default=2.0, gt=0)
-    host_cache_mib: int = Field(default=1024, ge=1)
+    host_cache_mib: int = Field(default=1024, ge=0)
     patience_s: float = Field(default=1.0, ge=0)

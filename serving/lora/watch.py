@@ -24,18 +24,18 @@ class FolderWatch:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._seen: dict[str, tuple[tuple[int, int], ...]] = {}
 
     def changes(self) -> Changes:
         """Since the last call; the first one finds everything new."""
         found = {
             path.parent.name: stamp
-            for path in sorted(self._folder.glob(f"*/{CONFIG_FILE}"))
+            for path in sorted(self.folder.glob(f"*/{CONFIG_FILE}"))
             if (stamp := stamp_of(path.parent))
         }
         load = {
-            name: self._folder / name
+            name: self.folder / name
             for name, stamp in found.items()
             if self._seen.get(name) != stamp
         }
