@@ -9,6 +9,7 @@ from itertools import pairwise
 from statistics import median
 
 SETTLED = 3  # steps after a start that may be slower than others
+NEAR = 16  # undisturbed steps that say what a disturbed one would have taken
 AFTER_SAVE = 4  # steps in which what a save costs comes up
 
 
@@ -54,12 +55,32 @@ class Course:
         """The median step, which saves and failures leave as it is."""
         return median(after - before for before, after in pairwise(self.done_s))
 
-    def effective(self, step_s: float, ended_s: float) -> float:
+    def paced(self, step_s: float, ended_s: float) -> float:
         """Steps that count, at the pace of ``step_s``, over the time until ``ended_s``.
 
         A run that never got over a failure has no step behind it, but it took its time.
         """
         return self.steps * step_s / (max(ended_s, self.done_s[-1]) - self.done_s[0])
+
+    def effective(self, kills_s: Sequence[float], *, saves_s: float, ended_s: float) -> float:
+        """The share of the time until ``ended_s`` that failures and saves did not take.
+
+        A failure took what its step and the ``SETTLED`` after it were longer than the median of
+        the undisturbed steps near by, work that was done again included; saves took ``saves_s``.
+        A machine that is faster at one time than at another changes nothing in that.
+        """
+        gaps = [after - before for before, after in pairwise(self.done_s)]
+        hit: set[int] = set()
+        for killed_s in kills_s:
+            first = next((i for i, done_s in enumerate(self.done_s[1:]) if done_s > killed_s), None)
+            if first is not None:
+                hit |= set(range(first, min(first + 1 + SETTLED, len(gaps))))
+        calm = [i for i in range(len(gaps)) if i not in hit]
+        lost_s = saves_s + max(ended_s - self.done_s[-1], 0.0)
+        for i in hit:
+            near = sorted(calm, key=lambda other: abs(other - i))[:NEAR]
+            lost_s += gaps[i] - median(gaps[other] for other in near)
+        return 1 - lost_s / (max(ended_s, self.done_s[-1]) - self.done_s[0])
 
     def losses(self, kills_s: Sequence[float]) -> list[Loss]:
         """What the kills at ``kills_s`` cost; one that came after the last step is left out."""

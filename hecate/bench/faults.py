@@ -53,6 +53,7 @@ COLUMNS = {
     "way": "way",
     "failures": "failures",
     "effective_time_ratio": "effective time",
+    "paced": "at the calm pace",
     "steps": "steps that count",
     "step_s": "median step s",
     "saved_every": "steps between saves",
@@ -113,7 +114,7 @@ def measure(
         for way in ways:
             _say(console, f"{way.title}, a rank killed every {pace.failure_every_s:.0f} s")
             config = _config(way.name, workload, dtype, every, data)
-            rows.append(_row(way, pace, config, course.step_s, folder))
+            rows.append(_row(way, pace, config, course.step_s, stall_s, folder))
     return _report(pace, workload, dtype, course, stall_s, rows, load)
 
 
@@ -146,8 +147,10 @@ def _config(
     }
 
 
-def _row(way: Way, pace: Pace, config: dict[str, Any], calm_s: float, folder: Path) -> Row:
-    """``calm_s``: a step of the run without failures."""
+def _row(
+    way: Way, pace: Pace, config: dict[str, Any], calm_s: float, save_s: float, folder: Path
+) -> Row:
+    """``calm_s``: a step of the run without failures; ``save_s``: what a save adds to steps."""
     row: dict[str, JsonValue] = {"way": way.title, "name": way.name, "status": "ok"}
     if way is RAY and importlib.util.find_spec("ray") is None:
         return row | {"status": "ray is not installed: pip install 'hecate[ray]'"}
@@ -155,9 +158,13 @@ def _row(way: Way, pace: Pace, config: dict[str, Any], calm_s: float, folder: Pa
     ran = run_disturbed(way, config, folder, Disturbance(pace.failure_every_s, total_s))
     course = Course.of(ran.lines)
     losses = course.losses(ran.kills_s)
+    saves = course.steps / config["checkpoint"]["every"]
     row |= {
         "failures": len(ran.kills_s),
-        "effective_time_ratio": course.effective(min(course.step_s, calm_s), ran.ended_s),
+        "effective_time_ratio": course.effective(
+            ran.kills_s, saves_s=saves * max(save_s, 0.0), ended_s=ran.ended_s
+        ),
+        "paced": course.paced(min(course.step_s, calm_s), ran.ended_s),
         "steps": course.steps,
         "step_s": course.step_s,
         "saved_every": config["checkpoint"]["every"],
@@ -210,9 +217,12 @@ def _report(
         "load_average_before": round(load, 2),
     }
     notes = [
-        "effective time: steps that count, each at the run's own median or at that of the run "
-        "without failures, whichever is less, over the time that passed; steps that a failure "
-        "undid, saves and recoveries are what is missing.",
+        "effective time: what of the time failures and saves did not take. A failure takes what "
+        "its step and the three after it are longer than undisturbed ones near by, steps that are "
+        "done again included; a save what it takes in the run without failures.",
+        "at the calm pace: steps that count, each at the run's own median or at that of the run "
+        "without failures, whichever is less, over the time that passed: the same, less what the "
+        "machine was slower in this run.",
         f"checkpoint_stall: what a save adds to the steps after it, over {STALL_EVERY} steps "
         f"({calm.steps} steps without failures, a save every {SAVED_EVERY}).",
         "steps between saves: Young's sqrt(2 x save x time between failures), from these.",

@@ -233,7 +233,7 @@ def initial_dense(
         shapes = {n: tuple(p.shape) for n, p in module._parameters.items() if p is not None}
         stand_in = _stand_in(module, shapes)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, name))
+            torch.default_generator.manual_seed(seed_of(seed, name))
             _family_init(model, stand_in)
         for own, tensor in {**stand_in._parameters, **stand_in._buffers}.items():
             original = module._parameters.get(own, module._buffers.get(own))
@@ -251,7 +251,7 @@ def initial_expert(
         model.get_submodule(layer.name), {t.name: (1, *t.shape) for t in layer.layout.tensors}
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, f"{layer.name}.{expert_id}"))
+        torch.default_generator.manual_seed(seed_of(seed, f"{layer.name}.{expert_id}"))
         _family_init(model, stand_in)
     return {t.name: stand_in._parameters[t.name].detach()[0] for t in layer.layout.tensors}  # type: ignore[union-attr]
 

@@ -86,12 +86,13 @@ def build_trainer(
     """Build this rank's part of the model and its optimizer; collective over all ranks.
 
     Weights come from ``model.path`` expert by expert, or from the seed; without ``fill`` only
-    buffers are set, for a checkpoint to bring the rest. ``architecture``, which a checkpoint
-    records, stands in for what ``model.path`` or ``model.family`` says. ``policy``, ``override``
-    and ``gathers_by`` stand in for what ``experts`` says, for the routers' choices and for the
-    transports of gathers, as ``reductions_by`` does for those of reductions and ``kernels_by`` for
-    what computes the experts: benchmarks, profiles and tests set them. Raises ``ModelError`` or
-    ``ConfigError`` for a model that cannot be trained as configured.
+    buffers are set, for a checkpoint to bring the rest, after which ``choose_loss`` is due.
+    ``architecture``, which a checkpoint records, stands in for what ``model.path`` or
+    ``model.family`` says. ``policy``, ``override`` and ``gathers_by`` stand in for what
+    ``experts`` says, for the routers' choices and for the transports of gathers, as
+    ``reductions_by`` does for those of reductions and ``kernels_by`` for what computes the
+    experts: benchmarks, profiles and tests set them. Raises ``ModelError`` or ``ConfigError`` for a
+    model that cannot be trained as configured.
     """
     model = meta_model(
         architecture or hf_config(config.model, vocab_size=vocab_size),
@@ -167,7 +168,8 @@ def build_trainer(
     )
     if config.ema.decay:
         keep_average(optimizer, config.ema.decay)
-    _choose_loss(root, backend, ctx)
+    if fill:
+        choose_loss(root, backend, ctx)
     _learn_hidden(experts, root, backend, config)
     step = TrainingStep(
         backend,
@@ -227,8 +229,11 @@ def _fill_experts(
             (shard.frozen or shard).write(expert_id, tensors)
 
 
-def _choose_loss(root: CausalLoss, backend: DenseBackend, ctx: ParallelContext) -> None:
-    """Keep the fused loss only where it gives what the family's own head gives."""
+def choose_loss(root: CausalLoss, backend: DenseBackend, ctx: ParallelContext) -> None:
+    """Keep the fused loss only where it gives what the family's own head gives; collective.
+
+    It goes by what the weights of the model make of a few tokens: they must be there.
+    """
     ids_BS = torch.arange(8, device=ctx.device)[None] % root.model.config.vocab_size
     positions_BS = torch.arange(8, device=ctx.device)[None]
     losses = []

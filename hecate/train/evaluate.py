@@ -26,7 +26,7 @@ from hecate.data.tokenizer import load_tokenizer, num_token_ids
 from hecate.errors import CheckpointError
 from hecate.mesh import ParallelContext, Rendezvous, naming, open_mesh, sum_over
 from hecate.models.loss import IGNORED
-from hecate.train.build import Trainer, build_trainer
+from hecate.train.build import Trainer, build_trainer, choose_loss
 from hecate.train.config import RunConfig
 from hecate.train.dense import DenseConfig
 from hecate.train.metrics import PhaseClock, bits_per_byte, perplexity
@@ -162,4 +162,5 @@ def evaluate_run(run_folder: Path, *, averaged: bool = False) -> dict[str, float
         else:
             store.load(newest, model_state(trainer))
             trainer.experts.refresh()
+        choose_loss(trainer.root, trainer.backend, ctx)
         return evaluation(trainer, corpus, config, ctx) | yardsticks(corpus.facts)

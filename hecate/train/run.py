@@ -55,13 +55,16 @@ class Launch:
     ``origins`` says where each value of the configuration came from (see ``load_config``); it is
     logged with the run. ``resume``: ``auto`` continues from the run's newest checkpoint if it has
     one, a path from that one, ``none`` starts anew. ``cause``: why the launcher takes the run up
-    again by itself, if it does. ``begins`` hears of each step (the first is 0) as it begins,
-    ``saving`` how far each save has come.
+    again by itself, if it does. ``peak_flops`` of a rank, where that is known already (0: it is
+    measured) and ``measured`` hears what it was. ``begins`` hears of each step (the first is 0) as
+    it begins, ``saving`` how far each save has come.
     """
 
     origins: Mapping[str, str]
     resume: str = "none"
     cause: str = ""
+    peak_flops: float = 0.0
+    measured: Callable[[float], object] = lambda peak_flops: None
     begins: Callable[[int], object] = lambda step: None
     saving: Reached = unnoticed
 
@@ -139,7 +142,8 @@ def _train_in(
             vocab_size=inputs.vocab_size,
             process_bytes=process_bytes + records.sink_bytes,
         )
-        memory.announce(say)
+        if not launch.cause:  # else it was said, and time is short
+            memory.announce(say)
         loop = TrainingLoop(
             config,
             ctx,
@@ -152,7 +156,7 @@ def _train_in(
             records.loads,
             FreedMemory(resident_bytes, give_back_freed),
             clock=time.perf_counter,
-            peak_flops=_peak_flops(config, ctx),
+            peak_flops=_peak_flops(config, ctx, launch),
             stop=stop,
             begins=_both(watchdog.step, launch.begins),
             recorder=recorder,
@@ -191,7 +195,12 @@ def _both(
     return lambda step: (first(step), second(step))
 
 
-def _peak_flops(config: RunConfig, ctx: ParallelContext) -> float:
-    own = measure_peak_flops(ctx.device, DTYPES[config.train.dtype])
-    total = sum_over(ctx.groups.control, torch.tensor([own], dtype=torch.float64))
-    return float(total)
+def _peak_flops(config: RunConfig, ctx: ParallelContext, launch: Launch) -> float:
+    """Of all ranks together."""
+    mean = launch.peak_flops
+    if not mean:
+        own = measure_peak_flops(ctx.device, DTYPES[config.train.dtype])
+        total = sum_over(ctx.groups.control, torch.tensor([own], dtype=torch.float64))
+        mean = float(total) / ctx.world_size
+    launch.measured(mean)
+    return mean * ctx.world_size

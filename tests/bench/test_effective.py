@@ -13,7 +13,7 @@ def course(*done_s: float) -> Course:
 
 def test_a_run_without_failures_is_all_effective() -> None:
     calm = course(10.0, 11.0, 12.0, 13.0)
-    assert (calm.steps, calm.step_s, calm.effective(1.0, calm.done_s[-1])) == (3, 1.0, 1.0)
+    assert (calm.steps, calm.step_s, calm.paced(1.0, calm.done_s[-1])) == (3, 1.0, 1.0)
     assert calm.losses([]) == []
 
 
@@ -21,8 +21,8 @@ def test_a_failure_costs_the_work_since_the_save_and_the_way_back() -> None:
     """Killed at 14.5, when the steps done at 13 and 14 were not saved; the step after the one done
     at 12 is done again at 18: five steps of a second in eight."""
     run = course(10.0, 11.0, 12.0, 18.0, 19.0)
-    assert run.effective(1.0, run.done_s[-1]) == pytest.approx(4 * 1.0 / 9.0)
-    assert run.effective(1.0, run.done_s[0] + 20.0) == pytest.approx(4 * 1.0 / 20.0), "it hung on"
+    assert run.paced(1.0, run.done_s[-1]) == pytest.approx(4 * 1.0 / 9.0)
+    assert run.paced(1.0, run.done_s[0] + 20.0) == pytest.approx(4 * 1.0 / 20.0), "it hung on"
     (loss,) = run.losses([14.5])
     assert (loss.step, loss.work_s, loss.back_s) == (3, 2.5, 2.5)
 
@@ -54,3 +54,18 @@ def test_youngs_interval() -> None:
     """sqrt(2 x 0.3 x 60) = 6 seconds."""
     assert best_interval(step_s=0.5, save_s=0.3, mean_time_between_failures_s=60) == 12
     assert best_interval(step_s=0.5, save_s=0.0, mean_time_between_failures_s=60) == 1
+
+
+def test_what_failures_and_saves_took_is_not_effective() -> None:
+    # 20 steps of 1 s; a failure at 10.5 s makes the eleventh 5 s and the next one 1.5 s; then the
+    # machine is slower, 2 s a step for 30 steps.
+    gaps = [1.0] * 10 + [5.0, 1.5] + [1.0] * 8 + [2.0] * 30
+    done_s = [0.0]
+    for gap in gaps:
+        done_s.append(done_s[-1] + gap)
+    run = Course(0, tuple(done_s))
+    total_s = 10 + 6.5 + 8 + 60
+    assert run.effective([10.5], saves_s=0.0, ended_s=total_s) == pytest.approx(1 - 4.5 / total_s)
+    assert run.effective([10.5], saves_s=2.0, ended_s=total_s) == pytest.approx(1 - 6.5 / total_s)
+    hung = run.effective([10.5, total_s + 1], saves_s=0.0, ended_s=total_s + 10)
+    assert hung == pytest.approx(1 - 14.5 / (total_s + 10)), "no step after the last failure"

@@ -42,6 +42,6 @@ def _initial(name: str, random: bool, shape: tuple[int, ...], seed: int) -> torc
     value = torch.zeros(shape)
     if random:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, name))
+            torch.default_generator.manual_seed(seed_of(seed, name))
             nn.init.kaiming_uniform_(value, a=math.sqrt(5))
     return value

@@ -23,7 +23,17 @@ from hecate.checkpoint.store import join_saves
 from hecate.errors import CollectiveFailure, HecateError, MeshError
 from hecate.mesh import Rendezvous, open_mesh
 from hecate.train.config import RunConfig
-from hecate.train.elastic.messages import Answer, Began, Done, End, Failed, Join, Joined, Left
+from hecate.train.elastic.messages import (
+    Answer,
+    Began,
+    Done,
+    End,
+    Failed,
+    Join,
+    Joined,
+    Left,
+    Measured,
+)
 from hecate.train.host_memory import keep_freed_memory
 from hecate.train.run import Launch, train_on
 from hecate.train.stopping import StopRequest
@@ -67,13 +77,18 @@ class Member:
             join.rank, join.world_size, self.slot, FileStore(str(join.store), join.world_size)
         )
 
+        def measured(peak_flops: float) -> None:
+            supervisor.send(Measured(generation, peak_flops))
+
         def begins(step: int) -> None:
             supervisor.send(Began(generation, step))
 
         try:
             with open_mesh(self.config.mesh, place) as ctx:
                 supervisor.send(Joined(generation))
-                launch = Launch(self.origins, join.resume, join.cause, begins)
+                launch = Launch(
+                    self.origins, join.resume, join.cause, join.peak_flops, measured, begins
+                )
                 result = train_on(ctx, self.config, launch, stop)
         except (CollectiveFailure, MeshError) as error:
             return Left(generation, str(error))

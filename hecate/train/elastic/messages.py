@@ -13,7 +13,7 @@ class Join:
     """To a member: be ``rank`` of ``world_size``; the others are met through the file ``store``.
 
     ``generation`` comes back in each answer, so that a late one of an earlier generation is known.
-    ``cause``: why the one before failed.
+    ``cause``: why the one before failed. ``peak_flops``: of a rank, if one before measured it.
     """
 
     generation: int
@@ -22,6 +22,7 @@ class Join:
     store: Path
     resume: str
     cause: str
+    peak_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Joined:
     """All ranks have met."""
 
     generation: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a rank of this machine can compute, at most, in floating-point operations a second."""
+
+    generation: int
+    peak_flops: float
 
 
 @dataclass(frozen=True)
@@ -69,4 +78,4 @@ class Failed:
     exit_code: int
 
 
-Answer = Joined | Began | Left | Done | Failed
+Answer = Joined | Measured | Began | Left | Done | Failed

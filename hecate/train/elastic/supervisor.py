@@ -12,7 +12,16 @@ from hecate.checkpoint.folder import newest_checkpoint, saved_steps
 from hecate.errors import HecateError, UserError
 from hecate.train.elastic.config import ElasticConfig
 from hecate.train.elastic.members import Fork, Running
-from hecate.train.elastic.messages import Answer, Began, Done, Failed, Join, Joined, Left
+from hecate.train.elastic.messages import (
+    Answer,
+    Began,
+    Done,
+    Failed,
+    Join,
+    Joined,
+    Left,
+    Measured,
+)
 from hecate.train.elastic.recoveries import Recovery, record_recovery
 from hecate.train.elastic.roster import Roster
 from hecate.train.notices import Say
@@ -91,6 +100,7 @@ class Supervisor:
         self._asks_at_s = 0.0
         self._last: Generation | None = None
         self._cause = ""
+        self._peak_flops = 0.0
 
     def run(self) -> TrainResult:
         """Rank 0's result. Raises ``HecateError`` where the job cannot go on."""
@@ -124,7 +134,8 @@ class Supervisor:
         generation.marks["fork"] = self._clock()
         for slot, rank in generation.rank_of.items():
             store = self._stores / f"generation-{number}"
-            join = Join(number, rank, len(present), store, self._how(number), self._cause)
+            how, cause = self._how(number), self._cause
+            join = Join(number, rank, len(present), store, how, cause, self._peak_flops)
             self._running[slot].tell(join)
         return generation
 
@@ -175,6 +186,8 @@ class Supervisor:
                 generation.joined.add(slot)
                 if len(generation.joined) == len(generation.rank_of):
                     generation.marks["join"] = self._clock()
+            case Measured(_, peak_flops):
+                self._peak_flops = peak_flops
             case Began(_, step) if generation.rank_of[slot] == 0:
                 generation.steps.append(step)
                 if len(generation.steps) <= 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,40 +24,46 @@ FILE = "memory.json"
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """The memory of a run over all its ranks; ``footprint``: of the fullest, as estimated.
+    """The memory of a run over all its ranks; ``process_bytes``: what the fullest of them held
+    beside the model before it was built."""
 
-    ``None`` where the family does what shapes alone cannot, and ``obstacle`` says what.
-    """
-
+    config: RunConfig
     ctx: ParallelContext
-    footprint: Footprint | None
-    obstacle: str = ""
+    vocab_size: int
+    process_bytes: int
 
     @classmethod
     def before_training(
         cls, config: RunConfig, ctx: ParallelContext, *, vocab_size: int, process_bytes: int
     ) -> MemoryRecord:
-        """Estimate; collective. ``process_bytes``: what this rank holds beside the model."""
+        """Collective. ``process_bytes``: what this rank holds beside the model."""
         fullest = int(max(_of_ranks(ctx, process_bytes)))
+        return cls(config, ctx, vocab_size, fullest)
+
+    @cached_property
+    def estimated(self) -> Footprint | str:
+        """Of the fullest rank; made when it is asked for, since it takes a while.
+
+        Where the family does what shapes alone cannot, what that is.
+        """
         try:
-            footprint = estimate(
-                config,
-                world_size=ctx.world_size,
-                vocab_size=vocab_size,
-                device_type=ctx.device.type,
-                process_bytes=fullest,
+            return estimate(
+                self.config,
+                world_size=self.ctx.world_size,
+                vocab_size=self.vocab_size,
+                device_type=self.ctx.device.type,
+                process_bytes=self.process_bytes,
             )
         except ModelError as error:
-            return cls(ctx, None, error.got)
-        return cls(ctx, footprint)
+            return error.got
 
     def announce(self, say: Callable[[str], object]) -> None:
         if self.ctx.rank:
             return
-        if self.footprint is None:
-            say(f"memory of a rank: not estimated ({self.obstacle})")
+        if isinstance(self.estimated, str):
+            say(f"memory of a rank: not estimated ({self.estimated})")
         else:
-            say(f"memory of a rank, estimated: {line(self.footprint)}")
+            say(f"memory of a rank, estimated: {line(self.estimated)}")
 
     def conclude(self, folder: Path, say: Callable[[str], object]) -> None:
         """Say what the fullest rank took and keep it in the run's folder; collective."""
@@ -68,12 +75,12 @@ class MemoryRecord:
         worst = max(range(len(peaks)), key=peaks.__getitem__)
         told = f"memory of a rank, measured: at most {gib(peaks[worst])}, on rank {worst}"
         document: dict[str, object] = {"device": self.ctx.device.type, "peak_bytes": peaks}
-        if self.footprint is not None:
-            ratio = peaks[worst] / self.footprint.total
+        if not isinstance(self.estimated, str):
+            ratio = peaks[worst] / self.estimated.total
             told += f"; {ratio:.2f} of the estimate"
             document |= {
-                "estimated_bytes": self.footprint.total,
-                "parts": dict(self.footprint.items()),
+                "estimated_bytes": self.estimated.total,
+                "parts": dict(self.estimated.items()),
                 "measured_over_estimated": ratio,
             }
         say(told)
