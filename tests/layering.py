@@ -37,7 +37,9 @@ ARROWS: dict[str, frozenset[str]] = {
             "serving.app",
         }
     ),
-    "hecate.bench": frozenset({"hecate.train", "hecate.doctor", "hecate.simulate"}),
+    "hecate.bench": frozenset(
+        {"hecate.train", "hecate.doctor", "hecate.simulate", "serving.bench", "serving.app"}
+    ),
     "hecate.simulate": frozenset({"hecate.planner"}),
     "hecate.train": frozenset({"hecate.fssdp", "hecate.checkpoint", "hecate.data"}),
     "hecate.fssdp": frozenset({"hecate.models", "hecate.planner"}),
@@ -57,6 +59,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "collectives": frozenset(),
     "serving": frozenset(),
     "serving.app": frozenset({"serving.api"}),
+    "serving.bench": frozenset({"serving.api"}),
     "serving.api": frozenset({"serving.engine", "hecate.config"}),
     "serving.engine": frozenset({"serving.scheduling", "serving.lora", "hecate.models"}),
     "serving.lora": frozenset({"serving.memory", "hecate.models"}),
@@ -112,6 +115,7 @@ PURE = frozenset(
         "serving.api.answers",
         "serving.api.rendering",
         "serving.api.tools",
+        "serving.bench.timings",
         "serving.app.autoscaling",
         "serving.caches.prefix",
         "serving.caches.prefix.none",
@@ -150,6 +154,8 @@ BOUNDARIES = {
     "hecate/bench/peers/peft_model.py": "PEFT comes with the bench extra alone",
     "hecate/train/dense/deepspeed.py": "DeepSpeed comes with an extra alone",
     "hecate/train/workers/launch.py": "Ray comes with an extra alone",
+    "hecate/bench/serve/entry.py": "what serves comes with an extra alone",
+    "serving/engine/build.py": "vLLM comes with an extra alone",
 }
 # Packages that not every installation has -> the files that may import them.
 OPTIONAL: dict[str, frozenset[str]] = {
@@ -169,7 +175,14 @@ OPTIONAL: dict[str, frozenset[str]] = {
             "serving/app/router.py",
         }
     ),
-    "vllm": frozenset(),
+    "vllm": frozenset(
+        {
+            "serving/bench/vllm_offline.py",
+            "serving/engine/vllm.py",
+            "serving/engine/vllm_terms.py",
+        }
+    ),
+    "aiohttp": frozenset({"serving/bench/senders.py", "hecate/bench/serve/stack.py"}),
     "fastapi": frozenset({"serving/api/routes.py", "serving/api/connection.py"}),
     "starlette": frozenset(
         {"serving/api/routes.py", "serving/api/connection.py", "serving/api/guard.py"}

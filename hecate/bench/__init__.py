@@ -27,6 +27,7 @@
 | paper.py | decides | the paper's figures beside simulated ones -> a report |
 | simulated.py | decides | simulated outcomes -> a report |
 | simulator.py | executes | runs of two ranks beside what the simulator says of them -> a report |
+| serve/ | executes | an engine beside vLLM, and the stack around it -> a report |
 | micro.py | executes | what a step consists of, each part on its own |
 | dense_layers.py | executes | layers without their experts, in the trainer's own step |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
@@ -51,6 +52,7 @@ from hecate.bench.network import bench_network
 from hecate.bench.paper import bench_paper
 from hecate.bench.planner import bench_planner
 from hecate.bench.report import BenchOptions, Report, document, render, write_json
+from hecate.bench.serve import bench_serve
 from hecate.bench.simulator import bench_simulator
 from hecate.bench.train import bench_train
 
@@ -63,6 +65,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "paper": bench_paper,
     "simulator": bench_simulator,
     "curves": bench_curves,
+    "serve": bench_serve,
 }
 
 __all__ = [

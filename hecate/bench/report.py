@@ -27,12 +27,15 @@ class BenchOptions(Config):
 
     ``quick``: fewer rounds, but every summary key and the worst-case rows. ``dtype``: what models
     compute in. ``only``: of the curves, those of these policies, of training, these models; all
-    where there is none.
+    where there is none. Of serving: ``trace``: files of traces to replay; ``vllm``: a Python that
+    has vLLM, "" for the one that is found.
     """
 
     quick: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     only: tuple[str, ...] = ()
+    trace: tuple[str, ...] = ()
+    vllm: str = ""
 
 
 def require_known(refusal: str, names: Iterable[str], known: Collection[str]) -> None:

