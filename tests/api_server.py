@@ -30,7 +30,7 @@ class Server(Generic[E]):
 
     async def _serve(self) -> None:
         await self.engine.start()
-        dispatcher = Dispatcher(self.engine, adapters=lambda: ["twin"])
+        dispatcher = Dispatcher(self.engine)
         reading = asyncio.ensure_future(dispatcher.run())
         tenants = Tenants(Keys(), QuotaConfig(), time.monotonic)
         api = build_api(

@@ -168,6 +168,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
     "ray": frozenset(
         {
             "hecate/train/workers/cluster.py",
+            "serving/app/adapters.py",
             "serving/app/builder.py",
             "serving/app/launch.py",
             "serving/app/replica.py",

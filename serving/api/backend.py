@@ -32,6 +32,14 @@ class Backend(Protocol):
         """Names of the adapters that requests may ask for."""
         ...
 
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """As ``Engine.load_adapter``, on every engine; also ``EngineDead`` where none took it."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """As ``Engine.unload_adapter``, on every engine."""
+        ...
+
     def loads(self) -> Sequence[tuple[str, EngineLoad]]:
         """How busy each engine is, by its replica's name."""
         ...

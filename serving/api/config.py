@@ -12,11 +12,15 @@ class ApiConfig(Config):
     """``keys_file``: tenants and digests of their keys; ``keys_variable``: the environment variable
     that may hold more of them, as ``NAME:KEY,NAME:KEY``. Without any key everybody may ask.
 
+    ``load_adapters``: whether requests may load and unload adapters, by folders of the machines
+    that serve; a watched folder does without.
+
     ``log_prompts``: whether what is asked and answered is logged too, which is nobody's business.
     """
 
     keys_file: str = ""
     keys_variable: str = "HECATE_API_KEYS"
     quota: QuotaConfig = QuotaConfig()
+    load_adapters: bool = True
     log_prompts: bool = False
     max_body_bytes: int = Field(default=16 << 20, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from serving.engine.protocol import Engine, EngineFacts, EngineLoad
 from serving.errors import EngineDead
@@ -19,9 +19,8 @@ class Dispatcher:
     it, and ``open`` raises it from then on.
     """
 
-    def __init__(self, engine: Engine, *, adapters: Callable[[], Sequence[str]] = tuple) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._adapters = adapters
         self._queues: dict[str, asyncio.Queue[Item]] = {}
         self._dead: EngineDead | None = None
 
@@ -64,7 +63,13 @@ class Dispatcher:
         return await self._engine.embed(prompts)
 
     def adapters(self) -> Sequence[str]:
-        return self._adapters()
+        return [facts.name for facts in self._engine.adapters()]
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        await self._engine.load_adapter(name, folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._engine.unload_adapter(name)
 
     def loads(self) -> Sequence[tuple[str, EngineLoad]]:
         return [("0", self._engine.load())]

@@ -36,7 +36,13 @@ from serving.api.requests import (
     room,
     tokens_of,
 )
-from serving.api.schemas import ChatBody, CompletionBody, EmbeddingBody
+from serving.api.schemas import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    LoadAdapterBody,
+    UnloadAdapterBody,
+)
 from serving.api.tenants import Clock, Tenants
 from serving.errors import InvalidRequest, RequestError, ServingError
 from serving.request import Request
@@ -77,6 +83,8 @@ def build_api(serving: Serving) -> FastAPI:
         ("POST", "/v1/completions", routes.completions),
         ("POST", "/v1/chat/completions", routes.chat),
         ("POST", "/v1/embeddings", routes.embeddings),
+        ("POST", "/v1/load_lora_adapter", routes.load_adapter),
+        ("POST", "/v1/unload_lora_adapter", routes.unload_adapter),
     ]
     for method, path, function in guarded:
         api.add_api_route(path, function, methods=[method], responses=errors, response_model=None)
@@ -129,6 +137,30 @@ class _Routes:
         if adapter and adapter not in self._backend.adapters():
             raise no_model(model, self._backend.facts)
         return JSONResponse(self._model(model))
+
+    async def load_adapter(self, body: LoadAdapterBody) -> Response:
+        self._may_load_adapters()
+        if not body.load_inplace and body.lora_name in self._backend.adapters():
+            raise InvalidRequest(
+                f"there is an adapter {body.lora_name} already",
+                fix="set load_inplace, or unload it first",
+                param="lora_name",
+            )
+        await self._backend.load_adapter(body.lora_name, body.lora_path)
+        return _said(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload_adapter(self, body: UnloadAdapterBody) -> Response:
+        self._may_load_adapters()
+        await self._backend.unload_adapter(body.lora_name)
+        return _said(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    def _may_load_adapters(self) -> None:
+        if not self._serving.config.load_adapters:
+            raise InvalidRequest(
+                "adapters are not loaded by request here",
+                got="api.load_adapters false",
+                fix="put them into the folder that is watched",
+            )
 
     async def completions(self, body: CompletionBody, http: HttpRequest) -> Response:
         caller = self._caller("cmpl", http)
@@ -234,6 +266,11 @@ class _Routes:
     def _log(self, caller: Caller, body: ChatBody | CompletionBody) -> None:
         if self._serving.config.log_prompts:
             LOG.info("%s asks %s", caller.answer_id, body.model_dump_json(exclude_unset=True))
+
+
+def _said(text: str) -> Response:
+    """In vLLM's words."""
+    return Response(text, media_type="text/plain")
 
 
 def _vector(vector: list[float], encoding: str) -> list[float] | str:

@@ -9,6 +9,7 @@
 | autoscaling.py | decides | what waits, tokens in flight -> how many replicas |
 | replica.py | executes | an engine -> a replica; one message for each step |
 | replicas.py | executes | all replicas -> the `Backend` of an ingress |
+| adapters.py | executes | adapters that requests load -> all replicas, later ones too |
 | ingress.py | executes | a backend -> HTTP |
 | builder.py | executes | a configuration and an engine -> a Ray Serve application |
 | launch.py | executes | a configuration -> the app, until somebody stops it |

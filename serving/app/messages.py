@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.errors import (
     ContextTooLong,
     EngineDead,
+    InvalidAdapter,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
@@ -18,7 +20,10 @@ from serving.request import Delta
 
 REFUSALS: dict[str, type[ServingError]] = {
     cls.__name__: cls
-    for cls in (ContextTooLong, EngineDead, InvalidRequest, ModelNotFound, Overloaded)
+    for cls in (
+        *(ContextTooLong, InvalidAdapter, InvalidRequest, ModelNotFound),
+        *(EngineDead, Overloaded),
+    )
 }
 
 
@@ -98,13 +103,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """How a replica is. ``dead``: why it can answer nothing."""
+    """How a replica is. ``adapters``: names and digests. ``dead``: why it can answer nothing."""
 
     replica: str
     facts: EngineFacts
     load: EngineLoad
-    adapters: tuple[str, ...]
+    adapters: Mapping[str, str]
     dead: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class AdapterChange:
+    """What a replica made of an adapter that was to be loaded or unloaded."""
+
+    replica: str
+    digest: str = ""
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from ray import serve
 
 from serving.app.autoscaling import TOKENS, WAITING
-from serving.app.messages import Admission, Refusal, Report, Step, Ticket, Vectors
+from serving.app.messages import (
+    AdapterChange,
+    Admission,
+    Refusal,
+    Report,
+    Step,
+    Ticket,
+    Vectors,
+)
 from serving.engine.protocol import Engine, EngineFacts
 from serving.errors import EngineDead, ServingError
 from serving.request import Delta, Request
@@ -95,7 +103,22 @@ class EngineReplica:
                 self._engine.check()
             except EngineDead as error:
                 dead = Refusal.of(error)
-        return Report(self._name, self.facts, self._engine.load(), (), dead)
+        adapters = {facts.name: facts.digest for facts in self._engine.adapters()}
+        return Report(self._name, self.facts, self._engine.load(), adapters, dead)
+
+    async def load_adapter(self, ticket: Ticket, name: str, folder: str) -> AdapterChange:
+        try:
+            facts = await self._engine.load_adapter(name, folder)
+        except ServingError as error:
+            return AdapterChange(self._name, refusal=Refusal.of(error))
+        return AdapterChange(self._name, facts.digest)
+
+    async def unload_adapter(self, ticket: Ticket, name: str) -> AdapterChange:
+        try:
+            await self._engine.unload_adapter(name)
+        except ServingError as error:
+            return AdapterChange(self._name, refusal=Refusal.of(error))
+        return AdapterChange(self._name)
 
     @property
     def facts(self) -> EngineFacts:

@@ -16,10 +16,11 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from serving.app.adapters import ReplicasAdapters
 from serving.app.config import IngressConfig
 from serving.app.messages import Report, Step, Ticket
 from serving.engine.protocol import EngineFacts, EngineLoad
-from serving.errors import EngineDead, Overloaded, ServingError
+from serving.errors import EngineDead, ModelNotFound, Overloaded, ServingError
 from serving.request import Delta, Request
 
 LOG = logging.getLogger("serving.app")
@@ -50,6 +51,7 @@ class Replicas:
         self._report: Report | None = None
         self._heard_s = 0.0
         self._dead: EngineDead | None = None
+        self._adapters = ReplicasAdapters(handle, lambda: list(self._loads), config.admit_s)
 
     @property
     def facts(self) -> EngineFacts:
@@ -59,6 +61,7 @@ class Replicas:
     async def start(self) -> None:
         self._report = await self._handle.report.remote(Ticket(probe=True))
         self._hear(self._report)
+        await self._adapters.hear(self._report)
         self._watching = _apart(self._watch())
 
     async def open(self, request: Request) -> AsyncIterator[Delta]:
@@ -89,7 +92,13 @@ class Replicas:
         return [list(vector) for vector in found.vectors]
 
     def adapters(self) -> Sequence[str]:
-        return self._report.adapters if self._report is not None else ()
+        return self._adapters.names()
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        await self._adapters.load(name, folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._adapters.unload(name)
 
     def loads(self) -> Sequence[tuple[str, EngineLoad]]:
         oldest_s = _now_s() - self._config.silence_s
@@ -108,8 +117,10 @@ class Replicas:
         request = stream.request
         tokens = len(request.prompt) + request.n * request.sampling.max_tokens
         failure: ServingError | None = None
+        lacking = caught_up = ""
         for _ in range(self._config.tries):
-            ticket = Ticket(avoid=stream.avoid, full=stream.full, tokens=tokens)
+            ticket = Ticket(replica=lacking, avoid=stream.avoid, full=stream.full, tokens=tokens)
+            lacking = ""
             try:
                 call = self._handle.submit.remote(ticket, self._ingress, request)
                 admission = await asyncio.wait_for(call, self._config.admit_s)
@@ -127,6 +138,11 @@ class Replicas:
                 stream.avoid |= {admission.replica}
             elif isinstance(failure, Overloaded) and admission.replica not in stream.full:
                 stream.full |= {admission.replica}
+            elif isinstance(failure, ModelNotFound) and self._adapters.knows(request.adapter):
+                lacking = admission.replica
+                if lacking == caught_up or not await self._adapters.have(request.adapter, lacking):
+                    raise failure
+                caught_up = lacking
             else:
                 raise failure
         raise failure or EngineDead("no replica takes requests now")
@@ -212,7 +228,10 @@ class Replicas:
             await asyncio.sleep(self._config.watch_s)
             try:
                 call = self._handle.report.remote(Ticket(probe=True))
-                self._hear(await asyncio.wait_for(call, self._config.silence_s))
+                report = await asyncio.wait_for(call, self._config.silence_s)
+                self._hear(report)
+                if report.dead is None:
+                    await self._adapters.hear(report)
             except (RayError, TimeoutError):
                 continue  # ``check`` notices the silence
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -17,13 +15,10 @@ from serving.engine.checks import check_prompt, check_request
 from serving.engine.config import EngineConfig
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.engine.worker import Worker
-from serving.errors import EngineDead, InvalidRequest, Overloaded, ServingError
+from serving.errors import EngineDead, InvalidRequest, Overloaded
 from serving.lora.facts import AdapterFacts
-from serving.lora.registry import Registry, check_name
-from serving.lora.watch import FolderWatch
+from serving.lora.names import AdapterNames
 from serving.request import Delta, Finish, Request, Usage
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,8 +72,7 @@ class NativeEngine:
         self._open: dict[str, int] = {}  # answers that have not ended, by request
         self._thread: threading.Thread | None = None
         self._adapters: EngineAdapters | None = None
-        self._names = Registry()
-        self._watching: asyncio.Task[None] | None = None
+        self._names = AdapterNames(config.lora, self._read)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._facts: EngineFacts | None = None
         self._load: EngineLoad | None = None
@@ -102,10 +96,7 @@ class NativeEngine:
         )
         self._thread.start()
         await started
-        if self._config.lora.folder:
-            watch = FolderWatch(Path(self._config.lora.folder).expanduser())
-            await self._look_through(watch)
-            self._watching = asyncio.ensure_future(self._watch(watch))
+        await self._names.start()
 
     async def submit(self, request: Request) -> None:
         facts = self.facts
@@ -159,20 +150,10 @@ class NativeEngine:
 
     async def load_adapter(self, name: str, folder: str) -> AdapterFacts:
         self._alive()
-        check_name(name)
-        if self._adapters is None:
-            raise InvalidRequest(
-                "this engine serves no adapters",
-                got="lora.slots 0",
-                fix="set engine.lora.slots",
-                param="lora_name",
-            )
-        facts = await asyncio.to_thread(self._adapters.read, name, folder)
-        self._names.assign(facts)
-        return facts
+        return await self._names.load(name, folder)
 
     async def unload_adapter(self, name: str) -> None:
-        self._names.remove(name)
+        await self._names.unload(name)
 
     def adapters(self) -> Sequence[AdapterFacts]:
         return self._names.all()
@@ -197,30 +178,21 @@ class NativeEngine:
         if self._thread is None:
             self._closed = True
             return
-        if self._watching is not None:
-            self._watching.cancel()
+        self._names.stop()
         if not self._closed:
             self._closed = True
             self._inbox.put(_Close())
         await asyncio.to_thread(self._thread.join)
 
-    async def _watch(self, watch: FolderWatch) -> None:
-        while True:
-            await asyncio.sleep(self._config.lora.watch_s)
-            await self._look_through(watch)
-
-    async def _look_through(self, watch: FolderWatch) -> None:
-        """Serve what came to the folder, and no longer what went; what is wrong is only told."""
-        changes = await asyncio.to_thread(watch.changes)
-        for name, folder in changes.load.items():
-            try:
-                await self.load_adapter(name, str(folder))
-            except ServingError as error:
-                _LOG.warning("adapter %s is not served: %s", name, error)
-        for name in changes.unload:
-            facts = self._names.get(name)
-            if facts is not None and Path(facts.folder).parent == watch.folder:
-                self._names.remove(name)
+    def _read(self, name: str, folder: str) -> AdapterFacts:
+        if self._adapters is None:
+            raise InvalidRequest(
+                "this engine serves no adapters",
+                got="lora.slots 0",
+                fix="set engine.lora.slots",
+                param="lora_name",
+            )
+        return self._adapters.read(name, folder)
 
     def _alive(self) -> None:
         if self._death:

@@ -7,6 +7,7 @@ CaraServe (2401.11240) and Toppings (USENIX ATC 2025) are where slots, forms and
 | config.py | decides | the user's settings |
 | facts.py | decides | who an adapter is, without its weights |
 | registry.py | decides | names -> adapters |
+| names.py | executes | requests and a watched folder -> names, as long as the engine lives |
 | watch.py | executes | a folder of adapters -> what came, changed and went |
 | targets.py | decides | a model -> the projections that an adapter may change |
 | adapters.py | decides | an adapter's weights in memory |

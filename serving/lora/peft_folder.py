@@ -74,7 +74,7 @@ def stamp_of(folder: Path) -> tuple[tuple[int, int], ...]:
     """When the adapter's files were written, and their sizes; empty unless both are there."""
     try:
         found = [(folder / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    except OSError:
+    except (OSError, ValueError):
         return ()
     return tuple((stat.st_mtime_ns, stat.st_size) for stat in found)
 
@@ -86,10 +86,10 @@ def digest_of(folder: Path) -> str:
         try:
             with (folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path at all
             raise InvalidAdapter(
-                f"there is no adapter in {folder}",
-                got=f"{name}: {error.strerror or error}",
+                f"there is no adapter in {str(folder)!r}",
+                got=f"{name}: {getattr(error, 'strerror', None) or error}",
                 expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT writes them",
                 fix="give the folder that save_pretrained or hecate export wrote",
                 param="lora_path",

@@ -1,8 +1,28 @@
-"""What clients send, as OpenAI names it, checked strictly; unknown fields are errors."""
+"""What clients send, as OpenAI names it, checked strictly; unknown fields are errors.
 
+| file | decides or executes | in -> out |
+|---|---|---|
+| body.py | decides | what every body has |
+| sampled.py | decides | what completions and chats have in common |
+| completions.py | decides | `/v1/completions` |
+| chat.py | decides | `/v1/chat/completions` |
+| embeddings.py | decides | `/v1/embeddings` |
+| adapters.py | decides | `/v1/load_lora_adapter` and its opposite, in vLLM's names |
+"""
+
+from serving.api.schemas.adapters import LoadAdapterBody, UnloadAdapterBody
 from serving.api.schemas.chat import ChatBody, Message, Tool
 from serving.api.schemas.completions import CompletionBody
 from serving.api.schemas.embeddings import EmbeddingBody
 from serving.api.schemas.sampled import SampledBody
 
-__all__ = ["ChatBody", "CompletionBody", "EmbeddingBody", "Message", "SampledBody", "Tool"]
+__all__ = [
+    "ChatBody",
+    "CompletionBody",
+    "EmbeddingBody",
+    "LoadAdapterBody",
+    "Message",
+    "SampledBody",
+    "Tool",
+    "UnloadAdapterBody",
+]

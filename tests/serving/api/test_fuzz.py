@@ -13,6 +13,7 @@ from rule_engine import RuleEngine
 from schemathesis.checks import not_a_server_error
 
 POSTS = ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"]
+ADAPTERS = ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"]
 GETS = ["/", "/health", "/metrics", "/v1/models", "/v1/models/{model}"]
 
 
@@ -23,19 +24,19 @@ def server() -> Iterator[Server[RuleEngine]]:
     server.stop()
 
 
-@pytest.mark.parametrize("path", POSTS + GETS)
+@pytest.mark.parametrize("path", POSTS + ADAPTERS + GETS)
 def test_no_500(server: Server[RuleEngine], path: str) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    operation = schema[path]["POST" if path in POSTS else "GET"]
+    operation = schema[path]["GET" if path in GETS else "POST"]
 
     @given(case=operation.as_strategy(), known=st.booleans())
     @settings(
-        max_examples=60 if path in POSTS else 5,
+        max_examples=60 if path in POSTS else 20 if path in ADAPTERS else 5,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     def fuzz(case: schemathesis.Case, known: bool) -> None:
-        if known and isinstance(case.body, dict):
+        if known and path in POSTS and isinstance(case.body, dict):
             case.body["model"] = "toy"
         case.call_and_validate(checks=[not_a_server_error])
 
@@ -44,4 +45,4 @@ def test_no_500(server: Server[RuleEngine], path: str) -> None:
 
 def test_nothing_is_left_out(server: Server[RuleEngine]) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    assert sorted(schema) == sorted(POSTS + GETS)
+    assert sorted(schema) == sorted(POSTS + ADAPTERS + GETS)

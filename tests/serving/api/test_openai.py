@@ -38,6 +38,31 @@ def test_models_are_the_base_and_its_adapters(server: Server) -> None:
         server.client().models.retrieve("toy:other")
 
 
+def test_adapters_are_loaded_and_unloaded_by_request(server: Server) -> None:
+    def post(what: str, **body: object) -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/{what}_lora_adapter", json=body)
+
+    client = server.client()
+    ask = {"model": "toy:x/1", "messages": user("hello there")}
+    with pytest.raises(openai.NotFoundError, match="no adapter x/1"):
+        client.chat.completions.create(**ask)
+    assert post("load", lora_name="x/1", lora_path="/adapters/x").status_code == 200
+    assert [model.id for model in client.models.list()] == ["toy", "toy:twin", "toy:x/1"]
+    model = client.models.retrieve("toy:x/1")
+    assert model.parent == "toy"  # type: ignore[attr-defined]  # as vLLM says
+    answer = client.chat.completions.create(**ask)
+    assert answer.model == "toy:x/1" and answer.choices[0].message.content == "hello there"
+    assert server.engine.seen[-1].adapter == "x/1"
+    taken = post("load", lora_name="x/1", lora_path="/adapters/y", load_inplace=False)
+    assert taken.status_code == 400 and taken.json()["error"]["param"] == "lora_name"
+    assert post("load", lora_name="x/1").json()["error"]["param"] == "lora_path"
+    assert post("unload", lora_name="x/1").status_code == 200
+    gone = post("unload", lora_name="x/1")
+    assert gone.status_code == 404 and gone.json()["error"]["code"] == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**ask)
+
+
 def test_chat(server: Server) -> None:
     answer = server.client().chat.completions.create(model="toy", messages=user("hello there ü"))
     assert answer.object == "chat.completion" and answer.created == 1_700_000_000

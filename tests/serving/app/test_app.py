@@ -111,6 +111,25 @@ def test_errors_of_the_engine_keep_their_shape(client: openai.OpenAI) -> None:
     assert caught.value.body["code"] == "model_not_found"  # type: ignore[index]
 
 
+def adapter(url: str, what: str, **body: str) -> int:
+    return httpx.post(f"{url}/v1/{what}_lora_adapter", json=body, timeout=60).status_code
+
+
+def test_an_adapter_is_on_all_replicas_or_on_none(url: str, client: openai.OpenAI) -> None:
+    assert adapter(url, "load", lora_name="x", lora_path="/adapters/x") == 200
+    assert [model.id for model in client.models.list()] == ["toy", "toy:twin", "toy:x"]
+    with contextlib.ExitStack() as streams:
+        for _ in range(2 * MOST):  # as many as both replicas have places for
+            stream = client.chat.completions.create(model="toy:x", messages=user(LONG), stream=True)
+            next(iter(streams.enter_context(stream)))
+    wait_until(lambda: is_idle(url))
+    assert adapter(url, "unload", lora_name="x") == 200
+    for _ in range(4):
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="toy:x", messages=user("hello"))
+    assert adapter(url, "unload", lora_name="x") == 404
+
+
 def test_streams_fill_all_replicas_and_overload_is_refused(url: str, client: openai.OpenAI) -> None:
     with contextlib.ExitStack() as streams:
         for _ in range(2 * MOST):
@@ -140,6 +159,7 @@ def test_a_client_that_leaves_is_cancelled(url: str, stream: bool) -> None:
 def test_an_engine_that_dies_fails_its_streams_and_is_replaced(
     url: str, client: openai.OpenAI
 ) -> None:
+    assert adapter(url, "load", lora_name="x", lora_path="/adapters/x") == 200
     stream = iter(client.chat.completions.create(model="toy", messages=user(LONG), stream=True))
     next(stream)
     failed: list[Exception] = []
@@ -168,7 +188,8 @@ def test_an_engine_that_dies_fails_its_streams_and_is_replaced(
 
         def answers() -> bool:
             try:
-                answer = client.chat.completions.create(model="toy", messages=user("hello"))
+                # The one that came in its place was told of the adapter that was loaded before.
+                answer = client.chat.completions.create(model="toy:x", messages=user("hello"))
             except openai.APIError:
                 return False
             return answer.choices[0].message.content == "hello"

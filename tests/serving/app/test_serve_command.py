@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
+from peft_adapters import EXPERTS, save_adapter
 from rule_engine import TEMPLATE
-from served import save_served
+from served import save_served, served_model
 from transformers import AutoTokenizer
 
 from hecate.cli.serve import serving_config
@@ -92,6 +94,12 @@ def test_serve_answers_and_ends(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="toy-model", prompt="the cat", max_tokens=4000)
         assert caught.value.body["code"] == "context_length_exceeded"  # type: ignore[index]
+        save_adapter(tmp_path / "fresh", served_model("qwen3_moe"), parameters=EXPERTS, scale=1.0)
+        body = {"lora_name": "fresh", "lora_path": str(tmp_path / "fresh")}
+        httpx.post(f"http://127.0.0.1:{port}/v1/load_lora_adapter", json=body).raise_for_status()
+        assert [model.id for model in client.models.list()] == ["toy-model", "toy-model:fresh"]
+        adapted = client.completions.create(**{**ask, "model": "toy-model:fresh"})
+        assert adapted.choices[0].text != at_once.choices[0].text
         vector = client.embeddings.create(model="toy-model", input="the cat").data[0].embedding
         assert sum(value * value for value in vector) == pytest.approx(1, abs=1e-4)
     finally:

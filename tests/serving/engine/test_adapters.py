@@ -14,6 +14,7 @@ from served import Answer, Answers, answer_all, collect, engine_config, greedy, 
 from served import with_engine as run_engine
 from transformers import PreTrainedModel
 
+from serving.engine.build import build_engine
 from serving.engine.protocol import Engine
 from serving.errors import InvalidAdapter, InvalidRequest, ModelNotFound
 from serving.request import Finish, Request
@@ -277,3 +278,31 @@ def test_what_cannot_be_loaded_is_refused_by_name(toy: Path, tmp_path: Path) -> 
             await engine.load_adapter("x", str(toy / "a0"))
 
     run_engine(engine_config(toy / "base", lora={"slots": 0}), without)
+
+
+def test_what_requests_load_and_unload_outlives_the_engine(toy: Path, tmp_path: Path) -> None:
+    """Two engines over one folder, and a third one after them, serve the same."""
+    shutil.copytree(toy / "a0", tmp_path / "inside")
+    config = engine_config(toy / "base", lora={"folder": str(tmp_path), "watch_s": 0.05})
+
+    async def names(engine: Engine, expected: list[str]) -> None:
+        for _ in range(400):
+            if [facts.name for facts in engine.adapters()] == expected:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError([facts.name for facts in engine.adapters()])
+
+    async def use(first: Engine) -> None:
+        second = build_engine(config)
+        await second.start()
+        try:
+            facts = await first.load_adapter("outside", str(toy / "a1"))
+            await names(second, ["inside", "outside"])
+            assert second.adapters()[1] == facts
+            await second.unload_adapter("inside")
+            await names(first, ["outside"])
+        finally:
+            await second.close()
+
+    run_engine(config, use)
+    run_engine(config, lambda third: names(third, ["outside"]))
