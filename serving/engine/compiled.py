@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def fastest_forward(
     ``positions``: of the longest sequence. Says once why, where it is the model's own code.
     """
     try:
-        forward = CompiledForward(model, kv, positions=positions)
+        threads = torch.get_num_threads()
+        forward = CompiledForward(model, kv, positions=positions, threads=threads)
         _check(forward, model, layers)
     except (Unknown, KernelsMissing) as why:
         if model.device.type == "cpu":
@@ -109,7 +111,9 @@ class CompiledForward:
     none, both before anything is packed. What ``after`` raises is raised by the call.
     """
 
-    def __init__(self, model: PreTrainedModel, kv: PagedKV, *, positions: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, kv: PagedKV, *, positions: int, threads: int
+    ) -> None:
         if model.device.type != "cpu":
             raise Unknown(f"the device {model.device}")
         self._decoder = decoder_of(model)
@@ -117,7 +121,7 @@ class CompiledForward:
         self._bfloat = int(model.dtype == torch.bfloat16)
         self._kept: list[torch.Tensor] = []  # what the structs point to
         self._arena = _Arena(self._library, self._decoder, self._bfloat)
-        self._struct = self._model(kv, positions)
+        self._struct = self._model(kv, positions, self._team(threads))
         self.buffers = Buffers(self._decoder, 1)
         self.tokens = 0  # of the step that is computed: rows of the buffers that count
         self.after: AfterProjection | None = None
@@ -166,7 +170,7 @@ class CompiledForward:
             except BaseException as error:
                 self._error = error
 
-    def _model(self, kv: PagedKV, positions: int) -> library.Model:
+    def _model(self, kv: PagedKV, positions: int, team: int) -> library.Model:
         d = self._decoder
         self._layers = (library.Layer * len(d.layers))(*(self._layer(layer) for layer in d.layers))
         has_norm = d.layers[0].q_norm is not None
@@ -176,14 +180,13 @@ class CompiledForward:
         self._struct = library.Model(
             layers=len(d.layers),
             width=d.embedding.shape[1],
-            experts=0,
             chosen=d.chosen,
             normalise=d.normalised,
-            threads=torch.get_num_threads(),
             eps=d.eps,
             heads=library.Heads(
                 queries=d.queries, keys=d.keys, dim=d.head_dim, norm=norm, eps=d.eps, scale=d.scale
             ),
+            team=team,
             layer=self._layers,
             final_norm=self._floats(d.final_norm),
             cos_sin=self._floats(_cos_sin(d, positions)),
@@ -192,6 +195,11 @@ class CompiledForward:
         )
         self.over(kv)
         return self._struct
+
+    def _team(self, threads: int) -> int:
+        team: int = self._library.hecate_team(threads)
+        weakref.finalize(self, self._library.hecate_dismiss, team)
+        return team
 
     def _layer(self, layer: LayerWeights) -> library.Layer:
         return library.Layer(

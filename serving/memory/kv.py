@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ class PagedKV:
 
         def empty(heads: int, dim: int) -> torch.Tensor:
             # Zeros: what was never written is multiplied by a weight of 0, and 0 * NaN is NaN.
+            if device.type == "cpu" and slots:
+                return _mapped(slots * heads * dim, dtype).view(slots, heads, dim)
             return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
 
         self.keys = [empty(layer.heads, layer.key_dim) for layer in layers]
@@ -65,6 +68,15 @@ class PagedKV:
         for tensor in (*self.keys, *self.values):
             blocks = tensor.unflatten(0, (-1, self.block_tokens))
             blocks[targets] = blocks[sources]
+
+
+def _mapped(numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take memory when they are first written, in large pages where there are: keys lie
+    all over the pool, and with small pages the processor would look up each block's address."""
+    memory = mmap.mmap(-1, numel * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def bytes_per_block(layers: Sequence[LayerShape], block_tokens: int, dtype: torch.dtype) -> int:

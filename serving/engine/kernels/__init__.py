@@ -6,6 +6,7 @@
 | product.h | executes | rows, packed weights -> their products |
 | attention.h | executes | queries, paged keys and values -> attention |
 | experts.h | executes | router logits -> rows sorted by expert, and back |
+| team.h | executes | a loop -> its turns, on the threads that have a core |
 | words.h | - | vectors of floats, and of pairs of bfloat16 |
 | library.py | executes | the sources -> a library, once a machine; its structs |
 """

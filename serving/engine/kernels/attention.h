@@ -59,101 +59,124 @@ template <class T> void convert(const float *from, typename T::element *to, int 
 template <class T>
 void place(float *qkv, const std::vector<Span> &spans, const Heads &h, const float *q_norm,
            const float *k_norm, const float *cos_sin, const Cache<T> &cache,
-           typename T::element *queries, int tokens, int threads) {
+           typename T::element *queries, int tokens, Team &team) {
   const int H = h.dim, width = (h.queries + 2 * h.keys) * H;
-#pragma omp parallel for schedule(static) num_threads(threads) if (tokens > 4)
-  for (int t = 0; t < tokens; ++t) {
-    const Span &span = *(std::upper_bound(spans.begin(), spans.end(), t,
-                                          [](int row, const Span &s) { return row < s.row; }) -
-                         1);
-    const int position = span.position + t - span.row;
-    float *q = qkv + long(t) * width, *k = q + h.queries * H, *v = k + h.keys * H;
-    const long to = slot_of(span, position, h.block_tokens) * h.keys * H;
-    norm_and_rotate(q, h.queries, h, q_norm, cos_sin + long(position) * H);
-    norm_and_rotate(k, h.keys, h, k_norm, cos_sin + long(position) * H);
-    convert<T>(q, queries + long(t) * h.queries * H, h.queries * H);
-    convert<T>(k, cache.keys + to, h.keys * H);
-    convert<T>(v, cache.values + to, h.keys * H);
-  }
-}
-
-// Sums of `G` heads over the values of keys first..last, for C * 16 of their dims.
-template <class T, int G, int C>
-inline void weigh(const float *weights, long pitch, const Span &span, const Heads &h,
-                  const typename T::element *values, int first, int last, vec (&acc)[G][C]) {
-  for (int g = 0; g < G; ++g)
-    for (int c = 0; c < C; ++c) acc[g][c] = vec{};
-  for (int j = first; j < last; ++j) {
-    const typename T::element *v = values + slot_of(span, j, h.block_tokens) * h.keys * h.dim;
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) {
-      const vec value = T::read(v + 16 * c);
-#pragma GCC unroll 2
-      for (int g = 0; g < G; ++g) acc[g][c] += weights[g * pitch + j - first] * value;
+  team.rows(tokens, 8, [&](long begin, long end) {
+    for (long t = begin; t < end; ++t) {
+      const Span &span = *(std::upper_bound(spans.begin(), spans.end(), t,
+                                            [](long row, const Span &s) { return row < s.row; }) -
+                           1);
+      const int position = span.position + int(t) - span.row;
+      float *q = qkv + t * width, *k = q + h.queries * H, *v = k + h.keys * H;
+      const long to = slot_of(span, position, h.block_tokens) * h.keys * H;
+      norm_and_rotate(q, h.queries, h, q_norm, cos_sin + long(position) * H);
+      norm_and_rotate(k, h.keys, h, k_norm, cos_sin + long(position) * H);
+      convert<T>(q, queries + t * h.queries * H, h.queries * H);
+      convert<T>(k, cache.keys + to, h.keys * H);
+      convert<T>(v, cache.values + to, h.keys * H);
     }
+  });
+}
+
+// Calls each(j, row) for the blocks of positions first..last: j is the first position of those that
+// lie in a row of memory, row where its keys or values [count, M H] are. The next block is asked for
+// early: blocks lie anywhere, and no processor guesses where.
+template <class E, class Each>
+inline void over_blocks(const Span &span, const Heads &h, const E *memory, int first, int last,
+                        int columns, const Each &each) {
+  const int Z = h.block_tokens;
+  const long width = long(h.keys) * h.dim;
+  for (int j = first; j < last; j = (j / Z + 1) * Z) {
+    const int stop = std::min(last, (j / Z + 1) * Z);
+    if (stop < last) {
+      const char *next = (const char *)(memory + slot_of(span, stop, Z) * width);
+      for (int row = 0; row < std::min(Z, last - stop); ++row)
+        for (long at = 0; at < long(columns * sizeof(E)); at += 64)
+          __builtin_prefetch(next + row * width * sizeof(E) + at);
+    }
+    each(j, stop - j, memory + slot_of(span, j, Z) * width);
   }
 }
 
+// sums [G, H] += weights [G, pitch] x `count` values, `width` elements apart.
 template <class T, int G, int C>
-inline void weigh_into(const float *weights, long pitch, const Span &span, const Heads &h,
-                       const typename T::element *values, int first, int last,
-                       const float *inverse, typename T::element *out) {
-  for (int d = 0; d < h.dim; d += 16 * C) {
+inline void weigh(const float *weights, long pitch, const typename T::element *values, int count,
+                  long width, int H, float *sums) {
+  for (int d = 0; d < H; d += 16 * C) {
     vec acc[G][C];
-    weigh<T, G, C>(weights, pitch, span, h, values + d, first, last, acc);
     for (int g = 0; g < G; ++g)
-      for (int c = 0; c < C; ++c)
-        T::write(out + g * h.dim + d + 16 * c, acc[g][c] * inverse[g]);
+      for (int c = 0; c < C; ++c) acc[g][c] = load<vec>(sums + g * H + d + 16 * c);
+    for (int j = 0; j < count; ++j)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const vec value = T::read(values + j * width + d + 16 * c);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) acc[g][c] += weights[g * pitch + j] * value;
+      }
+    for (int g = 0; g < G; ++g)
+      for (int c = 0; c < C; ++c) store(sums + g * H + d + 16 * c, acc[g][c]);
   }
 }
 
-// One token's queries of key head m, over all keys that it sees.
+// scores [count] to weights in place, e^(score - the largest one); the sum of those.
+inline float exponentials(float *scores, long count) {
+  vec most = splat(-1e30f), total = {};
+  for (long j = count; j % 16; ++j) scores[j] = -1e30f;
+  for (long j = 0; j < count; j += 16) {
+    const vec x = load<vec>(scores + j);
+    most = x > most ? x : most;
+  }
+  const float top = largest(most);
+  for (long j = 0; j < count; j += 16) {
+    const vec e = exp(load<vec>(scores + j) - top);
+    store(scores + j, e);
+    total += e;
+  }
+  return sum(total);
+}
+
+// One token's queries of key heads begin..end, over all keys that it sees.
 template <class T>
-void attend_one(const Span &span, int m, const Heads &h, const Cache<T> &cache, int window,
-                const typename T::element *queries, typename T::element *out) {
-  const int H = h.dim, G = h.queries / h.keys, last = span.position + 1;
-  const int first = window ? std::max(0, last - window) : 0, steps = words_of<T>(H);
-  const long pitch = (last - first + 15) / 16 * 16, at = (long(span.row) * h.queries + m * G) * H;
-  static thread_local std::vector<float> scores, inverse;
-  scores.resize(pitch * G);
-  inverse.resize(G);
+void attend_one(const Span &span, int begin, int end, const Heads &h, const Cache<T> &cache,
+                int window, const typename T::element *queries, typename T::element *out) {
+  typedef typename T::element element;
+  const int H = h.dim, G = h.queries / h.keys, last = span.position + 1, steps = words_of<T>(H);
+  const int first = window ? std::max(0, last - window) : 0, heads = (end - begin) * G;
+  const long pitch = (last - first + 15) / 16 * 16, width = long(h.keys) * H;
+  const long at = (long(span.row) * h.queries + begin * G) * H;
+  static thread_local std::vector<float> scores, sums;
+  scores.resize(pitch * heads);
+  sums.assign(long(heads) * H, 0.f);
   const uint32_t *q = (const uint32_t *)(queries + at);
-  for (int j = first; j < last; ++j) {
-    const uint32_t *k = (const uint32_t *)(cache.keys +
-        (slot_of(span, j, h.block_tokens) * h.keys + m) * H);
-    for (int g = 0; g < G; ++g) {
-      vec acc = {};
-      for (int w = 0; w < steps; w += 16)
-        acc = T::dot(acc, load<words>(q + g * steps + w), load<words>(k + w));
-      scores[g * pitch + j - first] = sum(acc) * h.scale;
+  over_blocks(span, h, cache.keys + begin * H, first, last, (end - begin) * H,
+              [&](int position, int count, const element *keys) {
+    for (int n = 0; n < heads; ++n)
+      for (int j = 0; j < count; ++j) {
+        const uint32_t *k = (const uint32_t *)(keys + j * width + n / G * H);
+        vec acc = {};
+        for (int w = 0; w < steps; w += 16)
+          acc = T::dot(acc, load<words>(q + n * steps + w), load<words>(k + w));
+        scores[n * pitch + position - first + j] = sum(acc) * h.scale;
+      }
+  });
+  static thread_local std::vector<float> totals;
+  totals.resize(heads);
+  for (int n = 0; n < heads; ++n)
+    totals[n] = exponentials(&scores[n * pitch], last - first);
+  over_blocks(span, h, cache.values + begin * H, first, last, (end - begin) * H,
+              [&](int position, int count, const element *values) {
+    for (int n = 0; n < heads;) {
+      const float *weights = &scores[n * pitch + position - first];
+      const bool two = n % G + 2 <= G;
+      auto add = two ? (H % 64 ? weigh<T, 2, 1> : weigh<T, 2, 4>)
+                     : (H % 64 ? weigh<T, 1, 1> : weigh<T, 1, 4>);
+      add(weights, pitch, values + n / G * H, count, width, H, &sums[long(n) * H]);
+      n += two ? 2 : 1;
     }
-  }
-  for (int g = 0; g < G; ++g) {
-    float *s = scores.data() + g * pitch;
-    for (long j = last - first; j < pitch; ++j) s[j] = -1e30f;
-    vec most = splat(-1e30f), total = {};
-    for (long j = 0; j < pitch; j += 16) {
-      const vec x = load<vec>(s + j);
-      most = x > most ? x : most;
-    }
-    const float top = largest(most);
-    for (long j = 0; j < pitch; j += 16) {
-      const vec p = exp(load<vec>(s + j) - top);
-      store(s + j, p);
-      total += p;
-    }
-    inverse[g] = 1.f / sum(total);
-  }
-  const typename T::element *values = cache.values + long(m) * H;
-  int g = 0;
-  for (; g + 2 <= G; g += 2) {
-    auto weigh2 = H % 64 ? weigh_into<T, 2, 1> : weigh_into<T, 2, 4>;
-    weigh2(&scores[g * pitch], pitch, span, h, values, first, last, &inverse[g], out + at + g * H);
-  }
-  for (; g < G; ++g) {
-    auto weigh1 = H % 64 ? weigh_into<T, 1, 1> : weigh_into<T, 1, 4>;
-    weigh1(&scores[g * pitch], pitch, span, h, values, first, last, &inverse[g], out + at + g * H);
-  }
+  });
+  for (int n = 0; n < heads; ++n)
+    for (int d = 0; d < H; d += 16)
+      T::write(out + at + n * H + d, load<vec>(&sums[long(n) * H + d]) / totals[n]);
 }
 
 const int QUERY_ROWS = 96;  // queries of a task: a token's heads side by side
@@ -235,23 +258,25 @@ void attend_many(const Span &span, int begin, int end, int m, const Heads &h,
 // queries and out [T, N H] elements; every token sees its sequence up to itself.
 template <class T>
 void attend(const std::vector<Span> &spans, const Heads &h, const Cache<T> &cache, int window,
-            const typename T::element *queries, typename T::element *out, int threads) {
+            const typename T::element *queries, typename T::element *out, Team &team) {
   struct Task {
     const Span *span;
-    int begin, end, head;
+    int begin, end, head, heads;
   };
   std::vector<Task> tasks;
   const int step = std::max(1, QUERY_ROWS / (h.queries / h.keys));
+  // All heads of a token's keys lie side by side: read together, where there are tasks enough.
+  const int together = spans.size() >= 8 ? h.keys : 1;
   for (const Span &span : spans)
     for (int begin = 0; begin < span.count; begin += step)
-      for (int m = 0; m < h.keys; ++m)
-        tasks.push_back({&span, begin, std::min(begin + step, span.count), m});
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (size_t i = 0; i < tasks.size(); ++i) {
+      for (int m = 0; m < h.keys; m += span.count == 1 ? together : 1)
+        tasks.push_back({&span, begin, std::min(begin + step, span.count), m,
+                         span.count == 1 ? together : 1});
+  team.run(long(tasks.size()), [&](long i) {
     const Task &t = tasks[i];
     if (t.span->count == 1)
-      attend_one<T>(*t.span, t.head, h, cache, window, queries, out);
+      attend_one<T>(*t.span, t.head, t.head + t.heads, h, cache, window, queries, out);
     else
       attend_many<T>(*t.span, t.begin, t.end, t.head, h, cache, window, queries, out);
-  }
+  });
 }

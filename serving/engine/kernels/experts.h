@@ -13,11 +13,10 @@ struct Routed {
 
 // logits [T, E] float -> each token's K likeliest experts and their (normalised) probabilities.
 inline void route(const float *logits, int tokens, int E, int K, bool normalise, const Routed &to,
-                  int threads) {
+                  Team &team) {
   std::vector<int32_t> expert(size_t(tokens) * K);
-#pragma omp parallel for schedule(static) num_threads(threads) if (tokens > 16)
-  for (int t = 0; t < tokens; ++t) {
-    const float *l = logits + long(t) * E;
+  const auto choose = [&](long t) {
+    const float *l = logits + t * E;
     const float most = *std::max_element(l, l + E);
     float total = 0, kept = 0;
     for (int e = 0; e < E; ++e) total += std::exp(l[e] - most);
@@ -32,7 +31,10 @@ inline void route(const float *logits, int tokens, int E, int K, bool normalise,
     }
     if (normalise)
       for (int k = 0; k < K; ++k) to.weights[t * K + k] /= kept;
-  }
+  };
+  team.rows(tokens, 16, [&](long begin, long end) {
+    for (long t = begin; t < end; ++t) choose(t);
+  });
   std::fill(to.offsets, to.offsets + E + 1, 0);
   for (const int32_t e : expert) ++to.offsets[e + 1];
   for (int e = 0; e < E; ++e) to.offsets[e + 1] += to.offsets[e];
@@ -45,22 +47,24 @@ inline void route(const float *logits, int tokens, int E, int K, bool normalise,
 
 // Rows of `steps` words: out[r] = x[order[r] / K].
 inline void gather(const uint32_t *x, const int32_t *order, int rows, int K, long steps,
-                   uint32_t *out, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
-  for (int r = 0; r < rows; ++r)
-    memcpy(out + r * steps, x + order[r] / K * steps, steps * sizeof(uint32_t));
+                   uint32_t *out, Team &team) {
+  team.rows(rows, 64, [&](long begin, long end) {
+    for (long r = begin; r < end; ++r)
+      memcpy(out + r * steps, x + order[r] / K * steps, steps * sizeof(uint32_t));
+  });
 }
 
 // hidden[t] += the weighted sum of its K rows; D a multiple of 16.
 inline void combine(const float *pairs, const Routed &routed, int tokens, int K, int D,
-                    float *hidden, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (tokens > 4)
-  for (int t = 0; t < tokens; ++t)
-    for (int d = 0; d < D; d += 16) {
-      vec acc = load<vec>(hidden + long(t) * D + d);
-      for (int k = 0; k < K; ++k)
-        acc += routed.weights[t * K + k] *
-               load<vec>(pairs + long(routed.row[t * K + k]) * D + d);
-      store(hidden + long(t) * D + d, acc);
-    }
+                    float *hidden, Team &team) {
+  team.rows(tokens, 8, [&](long begin, long end) {
+    for (long t = begin; t < end; ++t)
+      for (int d = 0; d < D; d += 16) {
+        vec acc = load<vec>(hidden + t * D + d);
+        for (int k = 0; k < K; ++k)
+          acc += routed.weights[t * K + k] *
+                 load<vec>(pairs + long(routed.row[t * K + k]) * D + d);
+        store(hidden + t * D + d, acc);
+      }
+  });
 }

@@ -18,9 +18,10 @@ struct Layer {
 };
 
 struct Model {
-  int32_t layers, width, experts, chosen, normalise, threads;
+  int32_t layers, width, chosen, normalise;
   float eps;
   Heads heads;
+  Team *team;
   const Layer *layer;
   const float *final_norm, *cos_sin;  // [positions, H]: H / 2 cosines, then their sines
   const void *embedding;
@@ -50,35 +51,38 @@ namespace {
 
 template <class T>
 void rms_norm(const float *x, int rows, int width, const float *weight, float eps, void *out,
-              int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 8)
-  for (int r = 0; r < rows; ++r) {
-    const float *from = x + long(r) * width, scale = inverse_rms(from, width, eps);
-    typename T::element *to = (typename T::element *)out + long(r) * width;
-    for (int i = 0; i < width; i += 16)
-      T::write(to + i, load<vec>(from + i) * scale * load<vec>(weight + i));
-  }
+              Team &team) {
+  team.rows(rows, 16, [&](long begin, long end) {
+    for (long r = begin; r < end; ++r) {
+      const float *from = x + r * width, scale = inverse_rms(from, width, eps);
+      typename T::element *to = (typename T::element *)out + r * width;
+      for (int i = 0; i < width; i += 16)
+        T::write(to + i, load<vec>(from + i) * scale * load<vec>(weight + i));
+    }
+  });
 }
 
 template <class T>
-void silu_mul(const float *up, long rows, int F, void *out, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 4)
-  for (long r = 0; r < rows; ++r)
-    for (int i = 0; i < F; i += 16)
-      T::write((typename T::element *)out + r * F + i,
-               silu(load<vec>(up + r * 2 * F + i)) * load<vec>(up + r * 2 * F + F + i));
+void silu_mul(const float *up, long rows, int F, void *out, Team &team) {
+  team.rows(rows, 8, [&](long begin, long end) {
+    for (long r = begin; r < end; ++r)
+      for (int i = 0; i < F; i += 16)
+        T::write((typename T::element *)out + r * F + i,
+                 silu(load<vec>(up + r * 2 * F + i)) * load<vec>(up + r * 2 * F + F + i));
+  });
 }
 
 template <class T> struct Pass {
   const Model &model;
   const Step &step;
   const Workspace &ws;
+  Team &team;
   std::vector<Span> spans;
   int tokens;
 
   void linear(const void *x, const Weight &w, Then then, void *out, int layer, Projection which) {
     const int32_t offsets[2] = {0, tokens};
-    product<T>(x, 1, offsets, w, then, out, model.threads);
+    product<T>(x, 1, offsets, w, then, out, team);
     if (step.after) step.after(layer, which);
   }
 
@@ -87,13 +91,13 @@ template <class T> struct Pass {
     const Layer &layer = model.layer[number];
     const Cache<T> cache = {(element *)layer.keys, (element *)layer.values};
     rms_norm<T>(ws.hidden, tokens, model.width, layer.input_norm, model.eps, ws.normed,
-                model.threads);
+                team);
     linear(ws.normed, layer.qkv, STORE, ws.qkv, number, QKV);
     place<T>(ws.qkv, spans, model.heads, layer.q_norm, layer.k_norm, model.cos_sin, cache,
-             (element *)ws.queries, tokens, model.threads);
+             (element *)ws.queries, tokens, team);
     if (number + 1 == model.layers && !step.after) keep_sampled();
     attend<T>(spans, model.heads, cache, layer.window, (const element *)ws.queries,
-              (element *)ws.attended, model.threads);
+              (element *)ws.attended, team);
     linear(ws.attended, layer.out, ADD, ws.hidden, number, OUT);
   }
 
@@ -116,30 +120,30 @@ template <class T> struct Pass {
 
   void feed_forward(int number) {
     const Layer &layer = model.layer[number];
-    const int F = layer.gate_up.outputs / 2, threads = model.threads;
-    rms_norm<T>(ws.hidden, tokens, model.width, layer.post_norm, model.eps, ws.normed, threads);
+    const int F = layer.gate_up.outputs / 2;
+    rms_norm<T>(ws.hidden, tokens, model.width, layer.post_norm, model.eps, ws.normed, team);
     if (!layer.router.outputs) {
       linear(ws.normed, layer.gate_up, step.after ? SPLIT : GATE, step.after ? ws.up : ws.act,
              number, GATE_UP);
-      if (step.after) silu_mul<T>(ws.up, tokens, F, ws.act, threads);
+      if (step.after) silu_mul<T>(ws.up, tokens, F, ws.act, team);
       linear(ws.act, layer.down, ADD, ws.hidden, number, DOWN);
       return;
     }
     const int E = layer.router.outputs, K = model.chosen, rows = tokens * K;
     const int32_t offsets[2] = {0, tokens};
-    product<T>(ws.normed, 1, offsets, layer.router, STORE, ws.router, threads);
-    route(ws.router, tokens, E, K, model.normalise, ws.routed, threads);
+    product<T>(ws.normed, 1, offsets, layer.router, STORE, ws.router, team);
+    route(ws.router, tokens, E, K, model.normalise, ws.routed, team);
     gather((const uint32_t *)ws.normed, ws.routed.order, rows, K, words_of<T>(model.width),
-           (uint32_t *)ws.gathered, threads);
+           (uint32_t *)ws.gathered, team);
     product<T>(ws.gathered, E, ws.routed.offsets, layer.gate_up, step.after ? SPLIT : GATE,
-               step.after ? (void *)ws.up : ws.act, threads);
+               step.after ? (void *)ws.up : ws.act, team);
     if (step.after) {
       step.after(number, GATE_UP);
-      silu_mul<T>(ws.up, rows, F, ws.act, threads);
+      silu_mul<T>(ws.up, rows, F, ws.act, team);
     }
-    product<T>(ws.act, E, ws.routed.offsets, layer.down, STORE, ws.pairs, threads);
+    product<T>(ws.act, E, ws.routed.offsets, layer.down, STORE, ws.pairs, team);
     if (step.after) step.after(number, DOWN);
-    combine(ws.pairs, ws.routed, tokens, K, model.width, ws.hidden, threads);
+    combine(ws.pairs, ws.routed, tokens, K, model.width, ws.hidden, team);
   }
 
   void run() {
@@ -159,9 +163,9 @@ template <class T> struct Pass {
     }
     if (step.after) keep_sampled();
     rms_norm<T>(ws.hidden, tokens, model.width, model.final_norm, model.eps, ws.normed,
-                model.threads);
+                team);
     const int32_t offsets[2] = {0, tokens};
-    product<T>(ws.normed, 1, offsets, model.head, STORE, step.logits, model.threads);
+    product<T>(ws.normed, 1, offsets, model.head, STORE, step.logits, team);
   }
 };
 
@@ -169,11 +173,15 @@ template <class T> struct Pass {
 
 extern "C" {
 
+Team *hecate_team(int threads) { return new Team(threads); }
+
+void hecate_dismiss(Team *team) { delete team; }
+
 void hecate_forward(const Model *model, const Step *step, const Workspace *ws, int bfloat) {
   if (bfloat)
-    Pass<BFloat>{*model, *step, *ws, {}, 0}.run();
+    Pass<BFloat>{*model, *step, *ws, *model->team, {}, 0}.run();
   else
-    Pass<Float>{*model, *step, *ws, {}, 0}.run();
+    Pass<Float>{*model, *step, *ws, *model->team, {}, 0}.run();
 }
 
 long hecate_packed_bytes(int outputs, int inputs, int bfloat) {

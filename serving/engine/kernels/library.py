@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hecate.folders import cache_folder
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-w")
+_FLAGS = ("-std=c++20", "-O3", "-march=native", "-pthread", "-fPIC", "-shared", "-w")
 _BUILD_S = 300
 
 AFTER = CFUNCTYPE(None, c_int32, c_int32)
@@ -61,12 +61,10 @@ class Layer(Structure):
 
 class Model(Structure):
     _fields_ = [
-        *(
-            (name, c_int32)
-            for name in ("layers", "width", "experts", "chosen", "normalise", "threads")
-        ),
+        *((name, c_int32) for name in ("layers", "width", "chosen", "normalise")),
         ("eps", c_float),
         ("heads", Heads),
+        ("team", c_void_p),
         ("layer", POINTER(Layer)),
         ("final_norm", c_void_p),
         ("cos_sin", c_void_p),
@@ -113,6 +111,10 @@ def kernels() -> ctypes.CDLL:
     library.hecate_packed_bytes.restype = c_long
     library.hecate_pack.argtypes = [c_void_p, c_void_p, c_int32, c_int32, c_int32]
     library.hecate_pack.restype = None
+    library.hecate_team.argtypes = [c_int32]
+    library.hecate_team.restype = c_void_p
+    library.hecate_dismiss.argtypes = [c_void_p]
+    library.hecate_dismiss.restype = None
     library.hecate_huge_pages.argtypes = [c_void_p, c_long]
     library.hecate_huge_pages.restype = None
     return library

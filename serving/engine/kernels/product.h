@@ -4,8 +4,10 @@
 // that a kernel reads it from front to back, once for up to 6 rows. A panel of a few dozen KB stays
 // in the second cache for all tiles of rows.
 #pragma once
+#include <algorithm>
 #include <vector>
 
+#include "team.h"
 #include "words.h"
 
 const int PANEL = 64;
@@ -113,7 +115,7 @@ inline void finish(Then then, const Weight &w, int number, long row, vec *sums, 
 // Rows offsets[g] .. offsets[g + 1] of x go through the g-th of `groups` weights that lie in a row.
 template <class T>
 void product(const void *x, int groups, const int32_t *offsets, const Weight &w, Then then,
-             void *out, int threads) {
+             void *out, Team &team) {
   struct Task {
     int group, row, rows, panel;
   };
@@ -126,15 +128,14 @@ void product(const void *x, int groups, const int32_t *offsets, const Weight &w,
       for (int p = 0; p < panels; ++p) tasks.push_back({g, offsets[g] + first, last - first, p});
     }
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (size_t i = 0; i < tasks.size(); ++i) {
+  team.run(long(tasks.size()), [&](long i) {
     const Task task = tasks[i];
     panel<T>((const uint32_t *)x + long(task.row) * steps, steps, task.rows,
              w.panels + (long(task.group) * panels + task.panel) * panel_words<T>(w), steps,
              [&](int row, vec *sums) {
                finish<T>(then, w, task.panel, task.row + row, sums, out);
              });
-  }
+  });
 }
 
 // Rows [N, K] of elements become panels; what a last panel has too many is 0.

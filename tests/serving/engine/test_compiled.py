@@ -83,7 +83,7 @@ def test_logits_are_the_models_own(family: str) -> None:
     model = _model(family, torch.float32)
     V = model.config.vocab_size
     expected = _logits(HuggingFaceForward(model, _kv(model)), V)
-    got = _logits(CompiledForward(model, _kv(model), positions=POSITIONS), V)
+    got = _logits(CompiledForward(model, _kv(model), positions=POSITIONS, threads=3), V)
     assert got.shape == expected.shape == (14, V)
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4
 
@@ -93,7 +93,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_models_own(family: str) -> None:
     model = _model(family, torch.bfloat16)
     V = model.config.vocab_size
     own = _logits(HuggingFaceForward(model, _kv(model)), V)
-    got = _logits(CompiledForward(model, _kv(model), positions=POSITIONS), V)
+    got = _logits(CompiledForward(model, _kv(model), positions=POSITIONS, threads=3), V)
     model = model.float()
     exact = _logits(HuggingFaceForward(model, _kv(model)), V)
     errors = [
@@ -109,7 +109,7 @@ def test_what_is_added_after_projections_is_as_if_weights_were_changed(family: s
     model = _model(family, torch.float32)
     config = model.config
     V, K = config.vocab_size, getattr(config, "num_experts_per_tok", 1)
-    forward = CompiledForward(model, _kv(model), positions=POSITIONS)
+    forward = CompiledForward(model, _kv(model), positions=POSITIONS, threads=2)
     changes: dict[tuple[int, str], torch.Tensor] = {}
     with torch.no_grad():
         for number, layer in enumerate(model.base_model.layers):  # type: ignore[union-attr]
