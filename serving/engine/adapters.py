@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from serving.engine.adapted import CompiledAdapted
 from serving.engine.batch import Piece
-from serving.engine.forward import HuggingFaceForward
+from serving.engine.compiled import CompiledForward
+from serving.engine.forward import Forward, HuggingFaceForward
 from serving.lora.config import LoraConfig
 from serving.lora.facts import AdapterFacts
 from serving.lora.gate import AdapterGate, Passed
@@ -27,7 +29,9 @@ class EngineAdapters:
     ``on_loaded``: called in a thread of ours when ``loaded`` has news.
     """
 
-    def __init__(self, config: LoraConfig, model: PreTrainedModel, kv: PagedKV) -> None:
+    def __init__(
+        self, config: LoraConfig, model: PreTrainedModel, kv: PagedKV, forward: Forward
+    ) -> None:
         targets = find_targets(model)
         slots = Slots(config.slots, config.max_rank)
         self._store = Store(
@@ -42,6 +46,9 @@ class EngineAdapters:
         )
         self._device = model.device
         self._plain = HuggingFaceForward(model, kv)
+        self._compiled: CompiledAdapted | None = None
+        if isinstance(forward, CompiledForward):
+            self._compiled = CompiledAdapted(forward, model, self._layers)
         self._loader: Loader | None = None
         self._gate = AdapterGate(slots, self._load, time.monotonic, config.patience_s)
         self.on_loaded: Callable[[], None] = lambda: None
@@ -75,6 +82,8 @@ class EngineAdapters:
         places = [self._gate.place(name) if name else None for name in requests]
         runs = [(len(piece.tokens), at) for piece, at in zip(pieces, places, strict=True)]
         with self._layers.step(runs):
+            if self._compiled is not None:
+                return self._compiled(pieces, sampled)
             return self._plain(pieces, sampled)
 
     def close(self) -> None:
@@ -88,4 +97,6 @@ class EngineAdapters:
                 self._store, self._layers.write, self._device, lambda: self.on_loaded()
             )
         self._layers.attach(facts.targets)
+        if self._compiled is not None and not self._compiled.knows(facts.targets):
+            self._compiled = None  # what it changes only the model's own code lets us reach
         self._loader.load(facts, place)

@@ -125,7 +125,7 @@ def assemble(
     if config.kernels == "auto":
         positions = min(facts.max_tokens, num_blocks * memory.block_tokens)
         forward = fastest_forward(model, loaded.layers, kv, positions=positions)
-    adapters = EngineAdapters(config.lora, model, kv) if config.lora.slots else None
+    adapters = EngineAdapters(config.lora, model, kv, forward) if config.lora.slots else None
     return Worker(loaded, forward, facts, scheduler, pool, kv, decode, draw_seed, adapters)
 
 

@@ -39,7 +39,7 @@ def adapted_experts(
     key_R = (top_k_index_TK * num_places + plan.place_T[:, None]).flatten()
     key_R, order_R = key_R.sort(stable=True)
     expert_R = key_R // num_places
-    groups = _groups(key_R, plan, costs)
+    groups = expert_groups(key_R, plan, costs)
     ends_E = torch.bincount(expert_R, minlength=int(module.num_experts)).cumsum(0).int()
 
     def product(x_RI: torch.Tensor, name: str) -> torch.Tensor:
@@ -49,7 +49,7 @@ def adapted_experts(
         if module.has_bias:
             y_RO += getattr(module, f"{name}_bias")[expert_R]
         if name in packed:
-            _add(groups, packed[name], x_RI, y_RO)
+            add_changes(groups, packed[name], x_RI, y_RO)
         return y_RO
 
     up_RF = product(x_TD[order_R // K], up_parameter(module))
@@ -64,10 +64,10 @@ def adapted_experts(
     return out_TD.to(x_TD.dtype)
 
 
-_Groups = tuple[list[tuple[int, Segment]], list[tuple[torch.Tensor, Padded, torch.Tensor]]]
+Groups = tuple[list[tuple[int, Segment]], list[tuple[torch.Tensor, Padded, torch.Tensor]]]
 
 
-def _groups(key_R: torch.Tensor, plan: Plan, costs: FormCosts) -> _Groups:
+def expert_groups(key_R: torch.Tensor, plan: Plan, costs: FormCosts) -> Groups:
     """Segments, each with its expert; and of padded ones the pairs, the slots, the experts."""
     num_places = len(plan.places) + 1
     keys, counts = torch.unique_consecutive(key_R, return_counts=True)
@@ -103,7 +103,8 @@ def _groups(key_R: torch.Tensor, plan: Plan, costs: FormCosts) -> _Groups:
     return segments, padded
 
 
-def _add(groups: _Groups, packed: Packed, x_RI: torch.Tensor, y_RO: torch.Tensor) -> None:
+def add_changes(groups: Groups, packed: Packed, x_RI: torch.Tensor, y_RO: torch.Tensor) -> None:
+    """Add to pairs' outputs what their adapters make of ``x_RI``."""
     segments, padded = groups
     for expert, segment in segments:
         place = segment.place

@@ -41,22 +41,22 @@ class AdapterLayers:
         self._rows = rows
         self._dtype = dtype
         self._device = device
-        self._packed: dict[str, Packed] = {}
+        self.packed: dict[str, Packed] = {}
         self._of_experts: dict[str, dict[str, Packed]] = {}
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
 
     @property
     def num_bytes(self) -> int:
-        return sum(each.a_EPI.nbytes + each.b_EPO.nbytes for each in self._packed.values())
+        return sum(each.a_EPI.nbytes + each.b_EPO.nbytes for each in self.packed.values())
 
     def attach(self, changed: Sequence[str]) -> None:
         """Make room for adapters of these targets, and have their layers use them."""
         for name in changed:
-            if name in self._packed:
+            if name in self.packed:
                 continue
             target = self.targets.by_name[name]
             packed = Packed.empty(target, self._rows, self._dtype, self._device)
-            self._packed[name] = packed
+            self.packed[name] = packed
             module = self._model.get_submodule(target.module)
             if not target.parameter:
                 module.register_forward_hook(self._hook(packed))
@@ -68,23 +68,24 @@ class AdapterLayers:
 
     def write(self, place: Place, adapter: Adapter, layer: int | None = None) -> None:
         """Fill a slot, of all layers or one; everything that ``adapter`` changes is attached."""
-        for name, packed in list(self._packed.items()):
+        for name, packed in list(self.packed.items()):
             if layer is None or self.targets.by_name[name].layer == layer:
                 packed.write(place, adapter.changes.get(name))
 
     @contextmanager
     def step(self, runs: Sequence[tuple[int, Place | None]]) -> Iterator[None]:
         """Within it the model's next rows go through these adapters: so many through each."""
-        self._plan = make_plan(runs, self.costs, self._device) if self._packed else None
+        self.plan = make_plan(runs, self.costs, self._device) if self.packed else None
         try:
             yield
         finally:
-            self._plan = None
+            self.plan = None
 
     def _hook(self, packed: Packed) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
         def hook(module: nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
-            if self._plan is not None:
-                packed.add(self._plan, inputs[0].flatten(0, -2), out.view(-1, out.shape[-1]))
+            if self.plan is not None:
+                x_RI = self.plan.rows_of(inputs[0].flatten(0, -2))
+                packed.add(self.plan, x_RI, out.view(-1, out.shape[-1]))
             return out
 
         return hook
@@ -95,11 +96,11 @@ class AdapterLayers:
         def forward(
             hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
         ) -> torch.Tensor:
-            if self._plan is None:
+            if self.plan is None:
                 out: torch.Tensor = plain(hidden_states, top_k_index, top_k_weights)
                 return out
             return adapted_experts(
-                module, hidden_states, top_k_index, top_k_weights, self._plan, packed, self.costs
+                module, hidden_states, top_k_index, top_k_weights, self.plan, packed, self.costs
             )
 
         return forward

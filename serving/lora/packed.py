@@ -38,10 +38,10 @@ class Packed:
                 packed[:, place.start : place.start + rank].copy_(half, non_blocking=True)
             packed[:, place.start + rank : place.stop].zero_()
 
-    def add(self, plan: Plan, x_TI: torch.Tensor, out_TO: torch.Tensor) -> None:
-        """Add to the rows of ``out_TO`` what their adapters make of ``x_TI``: a linear layer's."""
-        x_RI = x_TI if plan.whole else x_TI[plan.row_R]
-        change_RO = out_TO.new_empty(x_RI.shape[0], out_TO.shape[1])
+    def add(self, plan: Plan, x_RI: torch.Tensor, out_TO: torch.Tensor) -> None:
+        """Add to the rows of ``out_TO``, a linear layer's, what their adapters make of what the
+        layer read: ``plan.rows_of`` it."""
+        change_RO = x_RI.new_empty(x_RI.shape[0], out_TO.shape[1])
         a_PI, b_PO = self.a_EPI[0], self.b_EPO[0]
         for group in plan.padded:
             change_RO[group.start : group.stop] = padded_product(
@@ -52,7 +52,7 @@ class Packed:
         if plan.whole:
             out_TO += change_RO
         else:
-            out_TO.index_add_(0, plan.row_R, change_RO)
+            out_TO.index_add_(0, plan.row_R, change_RO.to(out_TO.dtype))
 
 
 def padded_product(

@@ -52,6 +52,10 @@ class Plan:
     places: tuple[Place, ...]
     place_T: torch.Tensor
 
+    def rows_of(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """Of a step's rows, those with an adapter, sorted."""
+        return x_TI if self.whole else x_TI[self.row_R]
+
 
 def make_plan(
     runs: Sequence[tuple[int, Place | None]], costs: FormCosts, device: torch.device

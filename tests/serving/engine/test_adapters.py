@@ -48,8 +48,13 @@ def reference(model: PreTrainedModel, prompt: tuple[int, ...]) -> tuple[list[int
     return out.sequences[0, len(prompt) :].tolist(), leads
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_mixed_answers_are_those_of_merged_models(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "kernels"),
+    [*((family, "auto") for family in CASES), ("qwen3", "off"), ("qwen3_moe", "off")],
+)
+def test_mixed_answers_are_those_of_merged_models(
+    family: str, kernels: str, tmp_path: Path
+) -> None:
     """Three adapters and none, in one batch, over two slots' room, twice: token for token."""
     model = save_served(tmp_path / "base", family)
     folders = {"": Path()}
@@ -80,6 +85,7 @@ def test_mixed_answers_are_those_of_merged_models(family: str, tmp_path: Path) -
         blocks=60,
         token_bytes=2048,
         lora={"slots": 2},
+        kernels=kernels,
         max_sequences=9,
         max_batch_tokens=23,
     )
