@@ -1,6 +1,6 @@
 # Everything from a fresh clone: each target makes .venv and installs what it needs, once.
 #
-#   make demo     train, evaluate, export, generate      make lint     ruff and mypy
+#   make demo     train, evaluate, export, serve         make lint     ruff and mypy
 #   make test     the tests                              make bench    every benchmark, whole
 #
 # TORCH is what pip is asked for before anything else, so that nothing later replaces it. A CUDA
@@ -22,7 +22,7 @@ STAMPS := $(VENV)/.stamps
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := demo
 
-demo: $(STAMPS)/hecate
+demo: $(STAMPS)/demo
 	PATH="$(abspath $(BIN)):$$PATH" bash launch/demo.sh
 
 test: $(STAMPS)/dev $(VLLM_VENV)/tried
@@ -45,18 +45,18 @@ $(STAMPS)/torch:
 	$(if $(strip $(TORCH)),$(PIP) install $(TORCH))
 	touch $@
 
-$(STAMPS)/hecate: $(STAMPS)/torch pyproject.toml
-	$(PIP) install --editable .
+$(STAMPS)/demo: $(STAMPS)/torch pyproject.toml
+	$(PIP) install --editable '.[demo]'
 	touch $@
 
 # DeepSpeed would compile its operators at installation; none of them is needed here.
 $(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
 	DS_BUILD_OPS=0 $(PIP) install --editable '.[dev]'
-	touch $@ $(STAMPS)/hecate
+	touch $@ $(STAMPS)/demo
 
 $(STAMPS)/bench: $(STAMPS)/torch pyproject.toml
 	DS_BUILD_OPS=0 $(PIP) install --editable '.[bench]'
-	touch $@ $(STAMPS)/hecate
+	touch $@
 
 # vLLM pins versions that are not ours, so the test that loads our exports in it has it apart. Where
 # it cannot be installed the script says so and that test skips.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The demonstration: train a small Mixture-of-Experts model on two processes, evaluate it, export it
-# to a Hugging Face folder, and generate from that folder. `make demo` runs this; run it again to go
-# on from where it was stopped. Arguments go to `hecate train` (such as --set train.steps=50).
+# to a Hugging Face folder, generate from that folder, and serve it. `make demo` runs this; run it
+# again to go on from where it was stopped. Arguments go to `hecate train` (such as --set train.steps=50).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,6 +27,9 @@ hecate export "$run" "$exported"
 say "Generating with plain transformers: hecate generate $exported 'def '"
 hecate generate "$exported" $'def ' --max-tokens 100
 
+say "Serving it, and asking through the openai client: python launch/ask.py $exported 'class '"
+python launch/ask.py "$exported" $'class '
+
 cat <<END
 
 == What is where
@@ -39,6 +42,7 @@ cat <<END
 
 == What to run next (after: source .venv/bin/activate)
   hecate generate $exported "class Queue:" --temperature 0.6
+  hecate serve $exported        and open http://127.0.0.1:8000
   hecate train configs/train/demo.yaml --print-config
   hecate train configs/train/demo.yaml --set name=mine --set data.path=YOUR_FOLDER
   hecate doctor

@@ -62,6 +62,7 @@ def _autoscaling(replicas: ReplicasConfig) -> AutoscalingConfig:
         max_replicas=replicas.max,
         upscale_delay_s=replicas.upscale_delay_s,
         downscale_delay_s=replicas.downscale_delay_s,
+        metrics_interval_s=2.0,
         look_back_period_s=5.0,
         policy=AutoscalingPolicy(
             policy_function=LoadPolicy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -38,6 +39,7 @@ def serve_until_stopped(
     app = build_app(config, partial(build_engine, engine), folder)
     cpus = config.replicas.max * config.replicas.num_cpus + config.ingress.num_cpus
     with _ray(config.ray, cpus):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         http = config.http
         serve.start(http_options={"host": http.host, "port": http.port})
         try:
@@ -88,10 +90,7 @@ def _ray(config: RayConfig, cpus: float) -> Iterator[None]:
     try:
         yield
     finally:
-        if local:
-            serve.shutdown()
-        else:
-            serve.delete(APP)
+        serve.delete(APP)
         ray.shutdown()
 
 
