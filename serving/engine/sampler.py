@@ -40,7 +40,7 @@ def sample(logits_RV: torch.Tensor, rows: Sequence[Row]) -> Sampled:
     same = places == list(range(logits_RV.shape[0]))
     raw_RV = (logits_RV if same else logits_RV[places]).float()
     chosen_RV = _adjusted(raw_RV, rows)
-    tokens_R = chosen_RV.argmax(-1)
+    tokens_R = _likeliest(chosen_RV)
     chance = [r for r, row in enumerate(rows) if row.sampling.temperature > 0]
     # Apart: sorting for others' sake would give an answer's chance another order of tokens.
     for cut in (False, True):
@@ -49,6 +49,13 @@ def sample(logits_RV: torch.Tensor, rows: Sequence[Row]) -> Sampled:
             tokens_R[drawn] = _drawn(chosen_RV[drawn], [rows[r] for r in drawn], cut=cut)
     tokens = tokens_R.tolist()
     return Sampled(tokens, _logprobs(raw_RV, rows, tokens))
+
+
+def _likeliest(logits_RV: torch.Tensor) -> torch.Tensor:
+    """The argmax of each row; on a CPU numpy's, which takes a tenth of the time."""
+    if logits_RV.device.type == "cpu":
+        return torch.from_numpy(logits_RV.numpy().argmax(-1))
+    return logits_RV.argmax(-1)
 
 
 def _adjusted(raw_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
