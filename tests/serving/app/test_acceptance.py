@@ -1,0 +1,128 @@
+"""From text to an answer: train, export, fine-tune with LoRA, serve, load the adapter, ask."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+from jobs import TOY, set_, succeed, write_config, write_corpus
+from peft_adapters import merged
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+ROOT = Path(__file__).parents[3]
+PROMPT = "how many stones are"
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``base``, what a run exported, and ``runs/sft-lora/adapter``."""
+    folder = tmp_path_factory.mktemp("acceptance")
+    write_corpus(folder / "corpus")
+    write_config(folder / "toy.yaml", TOY)
+    succeed("train", "toy.yaml", cwd=folder, ranks=2)
+    succeed("export", "runs/toy", "base", cwd=folder)
+    chats = folder / "chats"
+    chats.mkdir()
+    for name, first in (("train", 0), ("test", 40)):
+        records = [
+            {"question": f"how many stones are {n} and {n}", "answer": f"they are {2 * n}"}
+            for n in range(first, first + 40)
+        ]
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (chats / f"{name}.jsonl").write_text(lines)
+    sets = set_(
+        model__path=folder / "base",
+        data__path=chats,
+        data__cache=folder / "cache",
+        data__sequence_tokens=64,
+        data__held_out=0.5,
+        data__chat__template=ROOT / "configs" / "chat" / "plain.jinja",
+        lora__rank=4,
+        train__steps=6,
+        train__batch_sequences=4,
+        train__eval_every=0,
+        logging__sinks="[jsonl]",
+    )
+    config = ROOT / "configs" / "train" / "sft-lora.yaml"
+    succeed("train", config, *sets, cwd=folder, ranks=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(trained: Path) -> Iterator[str]:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = int(found.getsockname()[1])
+    words = set_(
+        http__port=port,
+        engine__memory__kv_gib=0.01,
+        engine__threads=1,
+        engine__dtype="float32",
+        engine__lora__slots=2,
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "hecate", "serve", "base", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=trained,
+    )
+    try:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("serving base at"):
+                break
+        assert said and said[-1].startswith("serving base at"), said
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=120)
+    assert server.returncode == 0
+
+
+def expected(trained: Path, *, adapted: bool) -> str:
+    """What transformers, with PEFT, answers to the prompt."""
+    model = AutoModelForCausalLM.from_pretrained(trained / "base", dtype=torch.float32)
+    if adapted:
+        model = merged(model, trained / "runs" / "sft-lora" / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "base")
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    given = inputs["input_ids"].shape[1]
+    made = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, given:]
+    text: str = tokenizer.decode(made, skip_special_tokens=True)
+    return text
+
+
+def test_what_was_trained_is_what_answers(trained: Path, url: str) -> None:
+    body = {
+        "lora_name": "stones",
+        "lora_path": str(trained / "runs" / "sft-lora" / "adapter"),
+    }
+    httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60).raise_for_status()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
+        assert [model.id for model in client.models.list()] == ["base", "base:stones"]
+        answers = {
+            name: client.completions.create(
+                model=name, prompt=PROMPT, max_tokens=TOKENS, temperature=0
+            )
+            .choices[0]
+            .text
+            for name in ("base", "base:stones")
+        }
+    assert answers["base"] == expected(trained, adapted=False)
+    assert answers["base:stones"] == expected(trained, adapted=True)
+    assert answers["base"] != answers["base:stones"], "the adapter has learnt something"
