@@ -87,9 +87,10 @@ class CompiledAdapted:
         x_RI = plan.rows_of(x_TI)
         for each, out_TO in zip(packed, y_TO.split(widths, dim=1), strict=True):
             if each is not None:
-                each.add(plan, x_RI, out_TO)
+                each.add(plan, x_RI, out_TO, self._layers.arrivals)
 
     def _add_to_experts(self, packed: Packed, projection: str, plan: Plan) -> None:
+        self._layers.wait(packed.target.layer)
         b = self._forward.buffers
         E, _, inputs = packed.a_EPI.shape
         outputs = packed.b_EPO.shape[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,15 +13,23 @@ from serving.engine.adapted import CompiledAdapted
 from serving.engine.batch import Piece
 from serving.engine.compiled import CompiledForward
 from serving.engine.forward import Forward, HuggingFaceForward
+from serving.lora.arrival import Arrival
+from serving.lora.assist import HostAssistants
+from serving.lora.cold import ASSIST, PIPELINE, WAIT, ColdCosts
 from serving.lora.config import LoraConfig
 from serving.lora.facts import AdapterFacts
-from serving.lora.gate import AdapterGate, Passed
+from serving.lora.gate import AdapterGate, Passed, Waiting
 from serving.lora.host import HostCache
 from serving.lora.layers import AdapterLayers
-from serving.lora.loader import Loader, Store
+from serving.lora.loader import Load, Loaded, Loader, Store
 from serving.lora.slots import Place, Slots
 from serving.lora.targets import find_targets
 from serving.memory.kv import PagedKV
+
+_LOG = logging.getLogger(__name__)
+
+MOST_ASSISTED_ROWS = 1024
+ROWS_EACH = 32  # below so many rows a second process costs more than it saves
 
 
 class EngineAdapters:
@@ -49,7 +58,22 @@ class EngineAdapters:
         self._compiled: CompiledAdapted | None = None
         if isinstance(forward, CompiledForward):
             self._compiled = CompiledAdapted(forward, model, self._layers)
+        self._config = config
         self._loader: Loader | None = None
+        self._host: HostAssistants | None = None
+        if config.host_workers:
+            linears = [target for target in targets.by_name.values() if not target.parameter]
+            self._host = HostAssistants(
+                config.host_workers,
+                rows=MOST_ASSISTED_ROWS,
+                width=max(max(target.inputs, target.outputs) for target in linears),
+                dtype=model.dtype,
+                rows_each=ROWS_EACH,
+                cores=frozenset(config.host_cores),
+            )
+        self._arrivals: dict[str, Arrival] = {}
+        self._costs = ColdCosts()
+        self.cold_total = {WAIT: 0, PIPELINE: 0, ASSIST: 0}
         self._gate = AdapterGate(slots, self._load, time.monotonic, config.patience_s)
         self.on_loaded: Callable[[], None] = lambda: None
 
@@ -57,9 +81,9 @@ class EngineAdapters:
         """Check the adapter in ``folder``. Raises ``InvalidAdapter``."""
         return self._store.read(name, folder)
 
-    def enter(self, request_id: str, adapter: AdapterFacts) -> Passed:
-        """A request that needs ``adapter``; who may be scheduled now."""
-        return self._gate.enter(request_id, adapter)
+    def enter(self, request_id: str, adapter: AdapterFacts, tokens: int) -> Passed:
+        """A request of so many ``tokens`` that needs ``adapter``; who may be scheduled now."""
+        return self._gate.enter(request_id, adapter, tokens)
 
     def leave(self, request_id: str) -> Passed:
         """A request has ended; who may be scheduled now."""
@@ -70,7 +94,14 @@ class EngineAdapters:
         passed = Passed()
         while self._loader is not None and not self._loader.finished.empty():
             done = self._loader.finished.get()
-            more = self._gate.loaded(done.digest, done.error)
+            if done.arriving:
+                more = self._gate.arriving(done.digest)
+            else:
+                if arrival := self._arrivals.pop(done.digest, None):
+                    self._told(done, arrival)
+                if not done.error:
+                    self._costs.loaded(done.seconds)
+                more = self._gate.loaded(done.digest, done.error)
             passed.ready += more.ready
             passed.failed += more.failed
         return passed
@@ -81,22 +112,73 @@ class EngineAdapters:
         """A ``Forward`` in which each piece goes through its request's adapter, "" for none."""
         places = [self._gate.place(name) if name else None for name in requests]
         runs = [(len(piece.tokens), at) for piece, at in zip(pieces, places, strict=True)]
-        with self._layers.step(runs):
-            if self._compiled is not None:
-                return self._compiled(pieces, sampled)
-            return self._plain(pieces, sampled)
+        arrivals = {
+            self._gate.place_of(digest): arrival
+            for digest, arrival in self._arrivals.items()
+            if not arrival.whole
+        }
+        begun_s = time.monotonic()
+        run = self._compiled or self._plain
+        with self._layers.step(runs, arrivals):
+            logits_RV = run(pieces, sampled)
+        if not arrivals:
+            tokens = sum(len(piece.tokens) for piece in pieces)
+            layers = self._layers.targets.num_layers
+            self._costs.stepped(time.monotonic() - begun_s, tokens, layers)
+        return logits_RV
 
     def close(self) -> None:
         """End the loading."""
         if self._loader is not None:
             self._loader.close()
+        if self._host is not None:
+            self._host.close()
 
-    def _load(self, facts: AdapterFacts, place: Place) -> None:
+    def _load(self, first: Waiting, place: Place) -> None:
+        facts = first.facts
         if self._loader is None:
-            self._loader = Loader(
-                self._store, self._layers.write, self._device, lambda: self.on_loaded()
-            )
+            self._begin()
+        assert self._loader is not None
         self._layers.attach(facts.targets)
         if self._compiled is not None and not self._compiled.knows(facts.targets):
             self._compiled = None  # what it changes only the model's own code lets us reach
-        self._loader.load(facts, place)
+        way = self._way(first)
+        self.cold_total[way] += 1
+        _LOG.info("adapter %s of rank %d is loaded by %s", facts.name, facts.rank, way)
+        arrival = None
+        if way != WAIT:
+            assistant = self._host if way == ASSIST else None
+            arrival = Arrival(facts.digest, self._layers.targets.num_layers, assistant)
+            self._arrivals[facts.digest] = arrival
+        self._loader.load(Load(facts, place, arrival))
+
+    def _way(self, first: Waiting) -> str:
+        """By which way the request that came first goes on."""
+        assisted = self._host is not None and self._host.alive
+        if self._config.cold != "auto":
+            way: str = self._config.cold
+            return PIPELINE if way == ASSIST and not assisted else way
+        layers = self._layers.targets.num_layers
+        projections = -(-len(first.facts.targets) // layers)
+        return self._costs.choose(
+            max(1, first.tokens), first.facts.rank, layers, projections, assisted=assisted
+        )
+
+    def _begin(self) -> None:
+        """What the first adapter needs."""
+        config = self._config
+        self._loader = Loader(
+            self._store,
+            self._layers.write,
+            self._device,
+            lambda: self.on_loaded(),
+            num_layers=self._layers.targets.num_layers,
+            hold=self._host.hold if self._host is not None else lambda adapter: None,
+            least_s=config.throttle_ms / 1000,
+        )
+
+    def _told(self, done: Loaded, arrival: Arrival) -> None:
+        _LOG.info(
+            "adapter %s came in %.0f ms: the host computed %d projections, steps waited %d times",
+            *(done.digest[:12], done.seconds * 1000, arrival.assisted, arrival.waited),
+        )

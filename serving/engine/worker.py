@@ -87,7 +87,7 @@ class Worker:
             self._schedule(asked)
         else:
             assert self.adapters is not None
-            self._pass(self.adapters.enter(request.request_id, adapter))
+            self._pass(self.adapters.enter(request.request_id, adapter, len(request.prompt)))
 
     def loaded(self) -> list[Delta]:
         """Go on with those whose adapter has come; the end of those whose adapter cannot."""

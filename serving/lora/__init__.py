@@ -13,6 +13,10 @@ CaraServe (2401.11240) and Toppings (USENIX ATC 2025) are where slots, forms and
 | adapters.py | decides | an adapter's weights in memory |
 | peft_folder.py | executes | PEFT's or Hecate's folder -> an adapter, checked |
 | host.py | executes | adapters in the host's memory |
+| cold.py | decides | a prompt, a rank -> wait, run at once layer by layer, or with the host |
+| arrival.py | executes | an adapter of which some layers are there |
+| assist.py | executes | processes that compute adapters' shares on the host |
+| placement.py | decides | a request, replicas -> the order in which they are tried |
 | loader.py | executes | disk and host -> slots on the device, beside the steps |
 | slots.py | decides | rows of the packed halves -> each adapter's place; who gives way |
 | gate.py | decides | requests -> which may be scheduled, which wait for their adapter |

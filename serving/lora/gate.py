@@ -10,19 +10,21 @@ from serving.lora.facts import AdapterFacts
 from serving.lora.slots import Place, Slots
 
 
-class Loads(Protocol):
-    """Starts to fill a place; ``AdapterGate.loaded`` hears when it is done."""
-
-    def __call__(self, facts: AdapterFacts, place: Place) -> None: ...
-
-
 @dataclass(frozen=True)
 class Waiting:
-    """A request without its adapter, since ``since_s``."""
+    """A request without its adapter, since ``since_s``; ``tokens``: of its prompt."""
 
     request_id: str
     facts: AdapterFacts
+    tokens: int
     since_s: float
+
+
+class Loads(Protocol):
+    """Starts to fill a place for the first that waits for it; ``AdapterGate.loaded`` hears when it
+    is done, ``arriving`` before that where requests need not wait for it."""
+
+    def __call__(self, first: Waiting, place: Place) -> None: ...
 
 
 @dataclass
@@ -65,9 +67,13 @@ class AdapterGate:
         """Of the adapter of a request that was let through."""
         return self._slots.place(self._leases[request_id])
 
-    def enter(self, request_id: str, facts: AdapterFacts) -> Passed:
+    def place_of(self, digest: str) -> Place:
+        """Of an adapter that has one."""
+        return self._slots.place(digest)
+
+    def enter(self, request_id: str, facts: AdapterFacts, tokens: int = 0) -> Passed:
         """A request that needs this adapter; who may go on now."""
-        self._waiting.append(Waiting(request_id, facts, self._clock()))
+        self._waiting.append(Waiting(request_id, facts, tokens, self._clock()))
         return self._advance()
 
     def leave(self, request_id: str) -> Passed:
@@ -79,16 +85,24 @@ class AdapterGate:
             self._slots.release(digest)
         return self._advance()
 
+    def arriving(self, digest: str) -> Passed:
+        """A load is under way that nobody has to wait for, and that cannot fail any more."""
+        self._loading.remove(digest)
+        return self._advance()
+
     def loaded(self, digest: str, error: str = "") -> Passed:
         """A load has ended; who may go on now."""
-        self._loading.remove(digest)
+        self._loading.discard(digest)
         passed = self._advance() if not error else Passed()
         self._slots.release(digest)  # the load's own
         if error:
-            self._slots.drop(digest)
-            failed = [each for each in self._waiting if each.facts.digest == digest]
+            failed = [each.request_id for each in self._waiting if each.facts.digest == digest]
+            failed += [name for name, held in self._leases.items() if held == digest]
             self._waiting = [each for each in self._waiting if each.facts.digest != digest]
-            passed.failed += [(each.request_id, error) for each in failed]
+            for request_id in failed:
+                self._leases.pop(request_id, None)
+            self._slots.drop(digest)
+            passed.failed += [(request_id, error) for request_id in failed]
         passed.ready += self._advance().ready
         return passed
 
@@ -108,7 +122,7 @@ class AdapterGate:
                 taken = self._slots.take(digest, each.facts.rank)
                 if taken is not None:
                     self._loading.add(digest)
-                    self._load(each.facts, taken[0])
+                    self._load(each, taken[0])
                 else:
                     blocked = self._clock() - each.since_s >= self._patience_s
         self._waiting = left

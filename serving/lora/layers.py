@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from serving.lora.adapters import Adapter
+from serving.lora.arrival import Arrival
 from serving.lora.costs import UNMEASURED, FormCosts
 from serving.lora.experts import adapted_experts
 from serving.lora.packed import Packed
@@ -44,6 +45,7 @@ class AdapterLayers:
         self.packed: dict[str, Packed] = {}
         self._of_experts: dict[str, dict[str, Packed]] = {}
         self.plan: Plan | None = None
+        self.arrivals: Mapping[Place, Arrival] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -66,26 +68,37 @@ class AdapterLayers:
                 module.forward = self._forward(module, self._of_experts[target.module])
             self._of_experts[target.module][target.parameter] = packed
 
-    def write(self, place: Place, adapter: Adapter, layer: int | None = None) -> None:
-        """Fill a slot, of all layers or one; everything that ``adapter`` changes is attached."""
+    def write(self, place: Place, adapter: Adapter, layer: int) -> None:
+        """Fill a slot in one layer; everything that ``adapter`` changes is attached."""
         for name, packed in list(self.packed.items()):
-            if layer is None or self.targets.by_name[name].layer == layer:
+            if packed.target.layer == layer:
                 packed.write(place, adapter.changes.get(name))
 
     @contextmanager
-    def step(self, runs: Sequence[tuple[int, Place | None]]) -> Iterator[None]:
+    def step(
+        self,
+        runs: Sequence[tuple[int, Place | None]],
+        arrivals: Mapping[Place, Arrival] | None = None,
+    ) -> Iterator[None]:
         """Within it the model's next rows go through these adapters: so many through each."""
-        self.plan = make_plan(runs, self.costs, self._device) if self.packed else None
+        self.arrivals = arrivals or {}
+        if self.packed:
+            self.plan = make_plan(runs, self.costs, self._device, self.arrivals)
         try:
             yield
         finally:
             self.plan = None
 
+    def wait(self, layer: int) -> None:
+        """For the weights of a layer of experts, of all adapters of the step."""
+        for arrival in self.arrivals.values():
+            arrival.wait(layer)
+
     def _hook(self, packed: Packed) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
         def hook(module: nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
             if self.plan is not None:
                 x_RI = self.plan.rows_of(inputs[0].flatten(0, -2))
-                packed.add(self.plan, x_RI, out.view(-1, out.shape[-1]))
+                packed.add(self.plan, x_RI, out.view(-1, out.shape[-1]), self.arrivals)
             return out
 
         return hook
@@ -99,6 +112,8 @@ class AdapterLayers:
             if self.plan is None:
                 out: torch.Tensor = plain(hidden_states, top_k_index, top_k_weights)
                 return out
+            for each in packed.values():
+                self.wait(each.target.layer)
             return adapted_experts(
                 module, hidden_states, top_k_index, top_k_weights, self.plan, packed, self.costs
             )

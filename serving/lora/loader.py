@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,22 @@ import torch
 
 from serving.errors import InvalidAdapter
 from serving.lora.adapters import Adapter, LowRank
+from serving.lora.arrival import Arrival
 from serving.lora.facts import AdapterFacts
 from serving.lora.host import HostCache
 from serving.lora.peft_folder import read_adapter
 from serving.lora.slots import Place
-from serving.lora.targets import Targets
+from serving.lora.targets import NO_LAYER, Targets
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter is in its slot, or ``error`` says why not."""
+    """An adapter is in its slot, ``arriving`` there layer by layer, or ``error`` says why not."""
 
     digest: str
     error: str = ""
+    arriving: bool = False
+    seconds: float = 0.0
 
 
 class Store:
@@ -79,32 +83,49 @@ class Store:
         return adapter
 
 
-class Loader:
-    """One thread that fills slots, in the order in which it was asked to.
+@dataclass(frozen=True)
+class Load:
+    """An adapter for a place that nobody else uses; ``arrival``: where requests do not wait."""
 
-    ``write`` copies an adapter to its place. What became of each load is in ``finished``; after
-    each ``on_loaded`` is called, in the loader's thread.
+    facts: AdapterFacts
+    place: Place
+    arrival: Arrival | None = None
+
+
+class Loader:
+    """One thread that fills slots, in the order in which it was asked to, layer by layer.
+
+    ``write`` copies a layer of an adapter to its place; ``hold``: sees an adapter before requests
+    go on with it. What became of each load is in ``finished``; after each ``on_loaded`` is called,
+    in the loader's thread. ``least_s``: how long a load takes at least.
     """
 
     def __init__(
         self,
         store: Store,
-        write: Callable[[Place, Adapter], None],
+        write: Callable[[Place, Adapter, int], None],
         device: torch.device,
         on_loaded: Callable[[], None],
+        *,
+        num_layers: int,
+        hold: Callable[[Adapter], None] = lambda adapter: None,
+        least_s: float = 0.0,
     ) -> None:
         self._store = store
         self._write = write
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._on_loaded = on_loaded
-        self._jobs: queue.SimpleQueue[tuple[AdapterFacts, Place] | None] = queue.SimpleQueue()
+        self._num_layers = num_layers
+        self._hold = hold
+        self._least_s = least_s
+        self._jobs: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
         self.finished: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="hecate-adapters", daemon=True)
         self._thread.start()
 
-    def load(self, facts: AdapterFacts, place: Place) -> None:
-        """Fill ``place``, which nobody uses, with this adapter."""
-        self._jobs.put((facts, place))
+    def load(self, load: Load) -> None:
+        """Fill a place."""
+        self._jobs.put(load)
 
     def close(self) -> None:
         """End the thread, after the load under way."""
@@ -113,20 +134,36 @@ class Loader:
 
     def _run(self) -> None:
         torch.set_num_threads(1)
-        while (job := self._jobs.get()) is not None:
-            facts, place = job
+        while (load := self._jobs.get()) is not None:
+            digest = load.facts.digest
+            begun_s = time.monotonic()
             try:
-                self._load(self._store.get(facts), place)
-                loaded = Loaded(facts.digest)
+                adapter = self._store.get(load.facts)
+                if load.arrival is not None:
+                    self._hold(adapter)
+                    self._tell(Loaded(digest, arriving=True))
+                self._fill(adapter, load)
+                self._tell(Loaded(digest, seconds=time.monotonic() - begun_s))
             except Exception as error:  # of one adapter; others load on
-                loaded = Loaded(facts.digest, str(error))
-            self.finished.put(loaded)
-            self._on_loaded()
+                if load.arrival is not None:  # nobody waits for it in vain
+                    load.arrival.landed(self._num_layers)
+                self._tell(Loaded(digest, str(error)))
 
-    def _load(self, adapter: Adapter, place: Place) -> None:
-        if self._stream is None:
-            self._write(place, adapter)
-            return
-        with torch.cuda.stream(self._stream):
-            self._write(place, adapter)
-        self._stream.synchronize()
+    def _tell(self, loaded: Loaded) -> None:
+        self.finished.put(loaded)
+        self._on_loaded()
+
+    def _fill(self, adapter: Adapter, load: Load) -> None:
+        begun_s = time.monotonic()
+        for layer in range(NO_LAYER, self._num_layers):
+            if self._least_s and layer > NO_LAYER:
+                due_s = begun_s + self._least_s * (layer + 1) / self._num_layers
+                time.sleep(max(0.0, due_s - time.monotonic()))
+            if self._stream is None:
+                self._write(load.place, adapter, layer)
+            else:
+                with torch.cuda.stream(self._stream):
+                    self._write(load.place, adapter, layer)
+                self._stream.synchronize()
+            if load.arrival is not None:
+                load.arrival.landed(layer + 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from serving.lora.adapters import LowRank
-from serving.lora.plan import Padded, Plan, Segment
+from serving.lora.arrival import Arrival
+from serving.lora.plan import Padded, Plan
 from serving.lora.slots import Place
 from serving.lora.targets import Target
 
@@ -16,6 +19,7 @@ from serving.lora.targets import Target
 class Packed:
     """Both halves of every adapter in its slot; rows beyond an adapter's rank are zero."""
 
+    target: Target
     a_EPI: torch.Tensor
     b_EPO: torch.Tensor
 
@@ -23,6 +27,7 @@ class Packed:
     def empty(cls, target: Target, rows: int, dtype: torch.dtype, device: torch.device) -> Packed:
         E = target.experts
         return cls(
+            target,
             torch.zeros(E, rows, target.inputs, dtype=dtype, device=device),
             torch.zeros(E, rows, target.outputs, dtype=dtype, device=device),
         )
@@ -38,9 +43,15 @@ class Packed:
                 packed[:, place.start : place.start + rank].copy_(half, non_blocking=True)
             packed[:, place.start + rank : place.stop].zero_()
 
-    def add(self, plan: Plan, x_RI: torch.Tensor, out_TO: torch.Tensor) -> None:
+    def add(
+        self,
+        plan: Plan,
+        x_RI: torch.Tensor,
+        out_TO: torch.Tensor,
+        arrivals: Mapping[Place, Arrival],
+    ) -> None:
         """Add to the rows of ``out_TO``, a linear layer's, what their adapters make of what the
-        layer read: ``plan.rows_of`` it."""
+        layer read: ``plan.rows_of`` it. ``arrivals``: adapters on their way, by their places."""
         change_RO = x_RI.new_empty(x_RI.shape[0], out_TO.shape[1])
         a_PI, b_PO = self.a_EPI[0], self.b_EPO[0]
         for group in plan.padded:
@@ -48,7 +59,12 @@ class Packed:
                 x_RI[group.start : group.stop], a_PI, b_PO, group
             )
         for segment in plan.segments:
-            segment_product(x_RI, a_PI, b_PO, segment, change_RO)
+            own_RI = x_RI[segment.start : segment.stop]
+            share = partial(segment_product, own_RI, a_PI, b_PO, segment.place)
+            arrival = arrivals.get(segment.place)
+            change_RO[segment.start : segment.stop] = (
+                share() if arrival is None else arrival.share(self.target, own_RI, share)
+            )
         if plan.whole:
             out_TO += change_RO
         else:
@@ -66,13 +82,7 @@ def padded_product(
 
 
 def segment_product(
-    x_RI: torch.Tensor,
-    a_PI: torch.Tensor,
-    b_PO: torch.Tensor,
-    segment: Segment,
-    out_RO: torch.Tensor,
-) -> None:
-    """Write one adapter's rows of ``out_RO``."""
-    place = segment.place
-    low_Rr = x_RI[segment.start : segment.stop] @ a_PI[place.start : place.stop].t()
-    torch.mm(low_Rr, b_PO[place.start : place.stop], out=out_RO[segment.start : segment.stop])
+    x_RI: torch.Tensor, a_PI: torch.Tensor, b_PO: torch.Tensor, place: Place
+) -> torch.Tensor:
+    """``[R, O]``: rows of one adapter."""
+    return (x_RI @ a_PI[place.start : place.stop].t()) @ b_PO[place.start : place.stop]

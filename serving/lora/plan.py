@@ -8,7 +8,7 @@ launched by itself. Which is quicker for the few rows that an adapter has, the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,9 +58,15 @@ class Plan:
 
 
 def make_plan(
-    runs: Sequence[tuple[int, Place | None]], costs: FormCosts, device: torch.device
+    runs: Sequence[tuple[int, Place | None]],
+    costs: FormCosts,
+    device: torch.device,
+    arriving: Collection[Place] = (),
 ) -> Plan | None:
-    """``runs``: how many of the next rows have which adapter. None where no row has any."""
+    """``runs``: how many of the next rows have which adapter. None where no row has any.
+
+    ``arriving``: places that are being filled, whose rows are segments whatever that costs.
+    """
     rows: dict[Place, list[int]] = {}
     numbers: dict[Place | None, int] = {None: 0}
     place_T: list[int] = []
@@ -73,6 +79,7 @@ def make_plan(
         return None
     places = tuple(rows)
     alone = costs.alone([Group(len(rows[place]), place.width) for place in places])
+    alone = [own or place in arriving for place, own in zip(places, alone, strict=True)]
     together = [place for place, own in zip(places, alone, strict=True) if not own]
     order: list[int] = []
     padded = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from peft_adapters import ATTENTION, EXPERTS, MLP, merged, save_adapter
-from served import Answer, Answers, answer_all, collect, engine_config, greedy, save_served
+from served import (
+    Answer,
+    Answers,
+    answer_all,
+    collect,
+    engine_config,
+    greedy,
+    save_served,
+    served_model,
+)
 from served import with_engine as run_engine
 from transformers import PreTrainedModel
 
@@ -312,3 +323,60 @@ def test_what_requests_load_and_unload_outlives_the_engine(toy: Path, tmp_path: 
 
     run_engine(config, use)
     run_engine(config, lambda third: names(third, ["outside"]))
+
+
+@pytest.mark.parametrize(
+    ("cold", "kernels", "came"),
+    [
+        ("wait", "auto", "by wait"),
+        ("pipeline", "auto", r"steps waited [1-9]"),
+        ("pipeline", "off", r"steps waited [1-9]"),
+        ("assist", "auto", r"the host computed ([4-9]|\d\d) projections"),
+    ],
+)
+def test_a_cold_adapter_answers_as_a_resident_one(
+    cold: str, kernels: str, came: str, toy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it is loaded, slowly, and once it is there; others decode beside it all the time."""
+
+    async def use(engine: Engine) -> tuple[Answers, Answers]:
+        for seed in range(3):
+            await engine.load_adapter(f"a{seed}", str(toy / f"a{seed}"))
+        first: Answers = defaultdict(Answer)
+        await engine.submit(ask("base", "", 60))
+        await engine.submit(ask("a0", "a0"))
+        await engine.submit(ask("a1", "a1"))
+        await collect(engine, first, 3)
+        return first, await answer_all(engine, [ask(f"again{i}", f"a{i}") for i in range(2)])
+
+    with caplog.at_level("INFO"):
+        config = engine_config(
+            toy / "base",
+            lora={"slots": 2, "cold": cold, "host_workers": 1, "throttle_ms": 250.0},
+            kernels=kernels,
+            prefix="none",
+        )
+        first, again = run_engine(config, use)
+    assert re.search(came, caplog.text), caplog.text
+    model = served_model("qwen3")
+    for seed in range(2):
+        expected, leads = reference(merged(model, toy / f"a{seed}"), PROMPTS[3])
+        assert min(leads) > SMALLEST_GAP
+        assert first[f"a{seed}", 0].tokens == again[f"again{seed}", 0].tokens == expected
+
+
+def test_the_host_that_dies_is_done_without(toy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def use(engine: Engine) -> Answers:
+        for seed in range(2):
+            await engine.load_adapter(f"a{seed}", str(toy / f"a{seed}"))
+        await answer_all(engine, [ask("first", "a0")])
+        (process,) = [p for p in multiprocessing.active_children() if p.name == "hecate-lora"]
+        process.kill()
+        process.join()
+        return await answer_all(engine, [ask("a1", "a1")])
+
+    lora = {"cold": "assist", "host_workers": 1, "throttle_ms": 100.0}
+    answers = run_engine(engine_config(toy / "base", lora=lora), use)
+    expected, _ = reference(merged(served_model("qwen3"), toy / "a1"), PROMPTS[3])
+    assert answers["a1", 0].tokens == expected
+    assert "the host computes no adapters' shares any longer" in caplog.text

@@ -14,7 +14,7 @@ from serving.lora.costs import FormCosts
 from serving.lora.layers import AdapterLayers
 from serving.lora.peft_folder import read_adapter
 from serving.lora.slots import Place, Slots
-from serving.lora.targets import find_targets
+from serving.lora.targets import NO_LAYER, find_targets
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,8 @@ def test_a_mixed_batch_equals_merged_weights(family: str, form: str, tmp_path: P
         layers.attach(tuple(adapter.changes))
         taken = slots.take(adapter.digest, adapter.rank)
         assert taken is not None
-        layers.write(taken[0], adapter)
+        for layer in range(NO_LAYER, targets.num_layers):
+            layers.write(taken[0], adapter, layer)
         places.append(taken[0])
         references.append(merged(plain, folder))
     order = (1, 0, 2, 3, 1, 3, 0, 2)

@@ -83,7 +83,7 @@ class Gate:
         self.loads: list[str] = []
         self.gate = AdapterGate(
             Slots(slots, 16),
-            lambda facts, place: self.loads.append(facts.digest),
+            lambda first, place: self.loads.append(first.facts.digest),
             lambda: self.now,
             patience_s=1.0,
         )
