@@ -191,7 +191,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
         {"serving/api/routes.py", "serving/api/connection.py", "serving/api/guard.py"}
     ),
     "prometheus_client": frozenset({"serving/api/metrics.py"}),
-    "uvicorn": frozenset(),
+    "uvicorn": frozenset({"serving/app/listener.py"}),
 }
 
 GROUP_MAKERS = frozenset(

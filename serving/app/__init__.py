@@ -11,6 +11,7 @@
 | replicas.py | executes | all replicas -> the `Backend` of an ingress |
 | adapters.py | executes | adapters that requests load -> all replicas, later ones too |
 | ingress.py | executes | a backend -> HTTP |
+| listener.py | executes | HTTP without a proxy of Ray's |
 | builder.py | executes | a configuration and an engine -> a Ray Serve application |
 | launch.py | executes | a configuration -> the app, until somebody stops it |
 """

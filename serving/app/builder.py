@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from serving.api.tenants import read_keys
 from serving.app.autoscaling import LoadPolicy
 from serving.app.config import AppConfig, ReplicasConfig
-from serving.app.ingress import Ingress
+from serving.app.ingress import ListeningIngress, ProxiedIngress
 from serving.app.replica import EngineReplica
 from serving.app.router import TokensInFlightRouter
 from serving.engine.protocol import Engine
@@ -45,7 +45,8 @@ def build_app(config: AppConfig, make_engine: Callable[[], Engine], folder: Path
             request_routing_stats_period_s=STATS_S,
         ),
     )
-    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+    speaks_http = ListeningIngress if config.ingress_listens else serve.ingress()(ProxiedIngress)
+    ingress = serve.deployment(speaks_http).options(
         name="ingress",
         num_replicas=config.ingress.replicas,
         ray_actor_options={"num_cpus": config.ingress.num_cpus},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from hecate.config import Config
@@ -10,10 +12,16 @@ from serving.engine.config import EngineConfig
 
 
 class HttpConfig(Config):
-    """Where the app listens; ``0.0.0.0`` for other machines too."""
+    """Where the app listens; ``0.0.0.0`` for other machines too. Port 0 takes one that is free.
+
+    ``through``: who does. ``ingress``: its replicas themselves, which costs least, each on its own
+    machine; ``proxy``: Ray Serve's proxies, on every machine of a cluster; ``auto``: the ingress
+    where Ray is of this machine alone, proxies on a cluster.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    through: Literal["auto", "ingress", "proxy"] = "auto"
 
 
 class IngressConfig(Config):
@@ -68,6 +76,12 @@ class AppConfig(Config):
     http: HttpConfig = HttpConfig()
     ingress: IngressConfig = IngressConfig()
     replicas: ReplicasConfig = ReplicasConfig()
+
+    @property
+    def ingress_listens(self) -> bool:
+        """Whether HTTP reaches the ingress without a proxy."""
+        through = self.http.through
+        return through == "ingress" or (through == "auto" and self.ray.address == "local")
 
 
 class ServingConfig(AppConfig):

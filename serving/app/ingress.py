@@ -1,4 +1,4 @@
-"""The deployment that speaks HTTP."""
+"""The deployment that speaks HTTP, behind Ray Serve's proxies or by itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from serving.api import Prompts, Serving, Tenants, build_api
 from serving.api.tenants import Keys
 from serving.app.config import AppConfig
+from serving.app.listener import Listener
 from serving.app.replicas import Replicas
 
 
@@ -24,7 +25,8 @@ class Ingress:
         self._backend = Replicas(engines, config.ingress)
         await self._backend.start()
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: N807  # Ray Serve's name
+    def api(self) -> Any:
+        """The app, over all replicas."""
         return build_api(
             Serving(
                 backend=self._backend,
@@ -35,3 +37,24 @@ class Ingress:
                 now=time.time,
             )
         )
+
+
+class ProxiedIngress(Ingress):
+    """Reached through Ray Serve's proxies."""
+
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: N807  # Ray Serve's name
+        return self.api()
+
+
+class ListeningIngress(Ingress):
+    """Listens at ``config.http`` itself, from when a replica answers until it is to go."""
+
+    async def __init__(self, *given: Any) -> None:  # type: ignore[misc]
+        await super().__init__(*given)
+        http = self._config.http
+        self._listener = Listener(self.api(), http.host, http.port)
+        await self._listener.start()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_listener"):
+            await self._listener.stop()

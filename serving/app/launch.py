@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,11 +18,14 @@ from ray import serve
 
 from serving.api import Prompts
 from serving.app.builder import build_app
-from serving.app.config import RayConfig, ServingConfig
+from serving.app.config import HttpConfig, RayConfig, ServingConfig
+from serving.app.listener import shared_socket
 from serving.engine.build import build_engine
 from serving.errors import ServingError
 
 APP = "hecate"
+# Ray Serve's own names: calls between replicas by gRPC, and on the one event loop of each.
+LEAN = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
 
 def serve_until_stopped(
@@ -36,12 +39,17 @@ def serve_until_stopped(
     folder = Path(config.engine.model).expanduser().absolute()
     Prompts.of_folder(folder)  # its error here, not in a log on another machine
     engine = config.engine.model_copy(update={"model": str(folder)})
+    # On a cluster the port may be that of the app that this one takes over from.
+    http = free_http(config.http) if config.ray.address == "local" else config.http
+    config = config.model_copy(update={"http": http})
     app = build_app(config, partial(build_engine, engine), folder)
     cpus = config.replicas.max * config.replicas.num_cpus + config.ingress.num_cpus
     with _ray(config.ray, cpus):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        http = config.http
-        serve.start(http_options={"host": http.host, "port": http.port})
+        if config.ingress_listens:
+            serve.start(proxy_location="Disabled")
+        else:
+            serve.start(http_options={"host": http.host, "port": http.port})
         try:
             serve.run(app, name=APP)
         except RuntimeError as error:
@@ -81,6 +89,8 @@ def _ray(config: RayConfig, cpus: float) -> Iterator[None]:
         # Ray's own 15 is for batch work: whatever else the machine does would go before answers.
         "_system_config": {"worker_niceness": 0},
     }
+    if local:
+        os.environ.update(LEAN)
     ray.init(
         address=config.address,
         log_to_driver=False,
@@ -92,6 +102,19 @@ def _ray(config: RayConfig, cpus: float) -> Iterator[None]:
     finally:
         serve.delete(APP)
         ray.shutdown()
+
+
+def free_http(http: HttpConfig) -> HttpConfig:
+    """``http`` with a port that nobody has. Raises ``ServingError`` where somebody does."""
+    try:
+        with closing(shared_socket(http.host, http.port, alone=True)) as bound:
+            return http.model_copy(update={"port": bound.getsockname()[1]})
+    except OSError as error:
+        raise ServingError(
+            f"nothing can listen at {http.host}:{http.port}",
+            got=error.strerror or str(error),
+            fix="set http.port, or end what has it",
+        ) from error
 
 
 def _failed(error: RuntimeError) -> ServingError:

@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray")
 from ray import serve  # noqa: E402
 
 from serving.app import AppConfig, build_app  # noqa: E402
-from serving.app.config import IngressConfig, ReplicasConfig  # noqa: E402
+from serving.app.config import HttpConfig, IngressConfig, ReplicasConfig  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -57,6 +57,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def run(folder: Path, *, step_s: float) -> None:
     config = AppConfig(
+        http=HttpConfig(through="proxy"),
         replicas=ReplicasConfig(min=2, max=2, num_cpus=0.5, health_period_s=1, drain_s=30),
         ingress=IngressConfig(watch_s=0.2, silence_s=5),
     )
