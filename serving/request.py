@@ -17,10 +17,15 @@ NO_LOGPROBS = -1
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer has to be. ``schema``: the JSON schema, as JSON; empty for any JSON object."""
+    """What an answer has to be. ``schema``: the JSON schema, as JSON; empty for any JSON object.
+
+    ``before`` and ``after``: text that stands around it.
+    """
 
     kind: Literal["json"]
     schema: str = ""
+    before: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
         {"serving/api/routes.py", "serving/api/connection.py", "serving/api/guard.py"}
     ),
     "prometheus_client": frozenset({"serving/api/metrics.py"}),
+    "llguidance": frozenset({"serving/engine/grammar.py"}),
     "uvicorn": frozenset({"serving/app/listener.py"}),
 }
 

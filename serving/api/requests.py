@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from serving.api.prompts import Prompts
-from serving.api.schemas import ChatBody, CompletionBody, SampledBody
+from serving.api.schemas import ChatBody, CompletionBody, NamedTool, SampledBody
+from serving.api.tools import CLOSE, OPEN
 from serving.engine.protocol import EngineFacts
 from serving.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from serving.request import NO_LOGPROBS, Grammar, Request, Sampling
@@ -55,13 +56,14 @@ def completion_requests(
 def chat_request(body: ChatBody, caller: Caller, prompts: Prompts, facts: EngineFacts) -> Request:
     """The one request of ``body``. Raises ``RequestError``."""
     tools = body.tools if body.tools and body.tool_choice != "none" else []
+    grammar = _grammar(body)
     if body.tool_choice not in (None, "none", "auto"):
-        raise InvalidRequest(
-            "the model decides whether it calls a tool",
-            got="a required one",
-            expected='"auto" or "none"',
-            param="tool_choice",
-        )
+        if grammar is not None:
+            raise InvalidRequest(
+                "an answer cannot be a tool call and keep to response_format",
+                param="response_format",
+            )
+        grammar = call_grammar(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest(
             "top_logprobs has no effect without logprobs",
@@ -71,7 +73,37 @@ def chat_request(body: ChatBody, caller: Caller, prompts: Prompts, facts: Engine
     tokens = prompts.chat(body.messages, tools)
     wanted = body.max_completion_tokens or body.max_tokens or room(tokens, facts)
     logprobs = (body.top_logprobs or 0) if body.logprobs else NO_LOGPROBS
-    return _request(body, caller, facts, tokens, wanted, logprobs, _grammar(body))
+    return _request(body, caller, facts, tokens, wanted, logprobs, grammar)
+
+
+def call_grammar(body: ChatBody) -> Grammar:
+    """An answer that calls one of the tools that ``tool_choice`` leaves."""
+    called = body.tool_choice if isinstance(body.tool_choice, NamedTool) else None
+    tools = [
+        tool.function
+        for tool in body.tools or ()
+        if called is None or tool.function.name == called.function.name
+    ]
+    if not tools:
+        raise InvalidRequest(
+            "tool_choice wants a tool that is not there",
+            got=called.function.name if called else "no tools",
+            fix="name it in tools",
+            param="tool_choice",
+        )
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                "arguments": tool.parameters or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return Grammar("json", json.dumps({"anyOf": calls}), OPEN, CLOSE)
 
 
 def adapter_of(model: str, facts: EngineFacts) -> str:

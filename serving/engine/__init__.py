@@ -20,5 +20,6 @@
 | kernels/ | executes | the kernels, in C++ |
 | loading.py | executes | a Hugging Face folder -> a model with our attention |
 | sampler.py | executes | logits, each answer's rules -> tokens |
+| grammar.py | executes | a JSON schema, tokens so far -> tokens that may come next |
 | text.py | decides | tokens -> text, whole characters, cut at stop strings |
 """

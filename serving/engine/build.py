@@ -20,6 +20,7 @@ from serving.engine.adapters import EngineAdapters
 from serving.engine.compiled import fastest_forward
 from serving.engine.config import EngineConfig
 from serving.engine.forward import Forward, HuggingFaceForward
+from serving.engine.grammar import Grammars
 from serving.engine.loading import LoadedModel, digest_of, load_model
 from serving.engine.native import NativeEngine
 from serving.engine.protocol import Engine, EngineFacts
@@ -68,7 +69,7 @@ def build_worker(config: EngineConfig) -> Worker:
     return assemble(
         config,
         loaded,
-        decode=decoder(tokenizer),
+        tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(loaded.model, tokenizer),
         draw_seed=lambda: secrets.randbits(63),
     )
@@ -78,7 +79,7 @@ def assemble(
     config: EngineConfig,
     loaded: LoadedModel,
     *,
-    decode: Decode,
+    tokenizer: PreTrainedTokenizerBase,
     eos_token_ids: tuple[int, ...],
     draw_seed: Callable[[], int],
 ) -> Worker:
@@ -126,7 +127,11 @@ def assemble(
         positions = min(facts.max_tokens, num_blocks * memory.block_tokens)
         forward = fastest_forward(model, loaded.layers, kv, positions=positions)
     adapters = EngineAdapters(config.lora, model, kv, forward) if config.lora.slots else None
-    return Worker(loaded, forward, facts, scheduler, pool, kv, decode, draw_seed, adapters)
+    grammars = Grammars(tokenizer, facts.vocab_size, eos_token_ids)
+    decode = decoder(tokenizer)
+    return Worker(
+        loaded, forward, facts, scheduler, pool, kv, decode, draw_seed, grammars, adapters
+    )
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -87,4 +87,5 @@ def _ranges(sampling: Sampling, facts: EngineFacts) -> Iterator[tuple[str, objec
     yield "logit_bias", dict(s.logit_bias), "known token ids, -1000 to 1000", known and finite
     known = all(0 <= token < facts.vocab_size for token in s.stop_token_ids)
     yield "stop_token_ids", s.stop_token_ids, "known token ids", known
-    yield "response_format", s.grammar, "no grammar with this engine", s.grammar is None
+    late = s.grammar is None or not s.min_tokens
+    yield "min_tokens", s.min_tokens, "0 where response_format says when an answer ends", late

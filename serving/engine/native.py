@@ -13,6 +13,7 @@ import torch
 from serving.engine.adapters import EngineAdapters
 from serving.engine.checks import check_prompt, check_request
 from serving.engine.config import EngineConfig
+from serving.engine.grammar import Grammars, GrammarState
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.engine.worker import Worker
 from serving.errors import EngineDead, InvalidRequest, Overloaded
@@ -25,6 +26,7 @@ from serving.request import Delta, Finish, Request, Usage
 class _Admit:
     request: Request
     adapter: AdapterFacts | None
+    grammar: GrammarState | None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class NativeEngine:
         self._names = AdapterNames(config.lora, self._read)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._facts: EngineFacts | None = None
+        self._grammars: Grammars | None = None
         self._load: EngineLoad | None = None
         self._beat_s = 0.0
         self._rate = 0.0  # tokens a second, of late
@@ -102,6 +105,10 @@ class NativeEngine:
         facts = self.facts
         self._alive()
         adapter = self._names.find(request.adapter) if request.adapter else None
+        grammar = None
+        if request.sampling.grammar is not None:
+            assert self._grammars is not None
+            grammar = await asyncio.to_thread(self._grammars.state, request.sampling.grammar)
         load = self.load()
         most = self._config.scheduling.max_sequences
         block_tokens = self._config.memory.block_tokens
@@ -123,7 +130,7 @@ class NativeEngine:
         if not self._open:
             self._beat_s = self._clock()  # it was idle, which is no stall
         self._open[request.request_id] = request.n
-        self._inbox.put(_Admit(request, adapter))
+        self._inbox.put(_Admit(request, adapter, grammar))
 
     async def cancel(self, request_id: str) -> None:
         if request_id in self._open:
@@ -220,6 +227,7 @@ class NativeEngine:
             self._tell(_fail, started, error)
             return
         self._facts, self._load = worker.facts, worker.load()
+        self._grammars = worker.grammars
         self._adapters = worker.adapters
         if self._adapters is not None:
             self._adapters.on_loaded = lambda: self._inbox.put(_Loaded())
@@ -252,7 +260,7 @@ class NativeEngine:
                 self._publish(worker, deltas)
                 return False
             if isinstance(message, _Admit):
-                worker.add(message.request, message.adapter)
+                worker.add(message.request, message.adapter, message.grammar)
             elif isinstance(message, _Embed):
                 self._embed(worker, message)
             else:

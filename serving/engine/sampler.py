@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from serving.engine.grammar import GrammarState, allowed_tokens
 from serving.request import NO_LOGPROBS, Sampling, TokenLogprobs
 
 
@@ -14,7 +15,7 @@ from serving.request import NO_LOGPROBS, Sampling, TokenLogprobs
 class Row:
     """One answer's next token. ``row``: its logits; ``seed``, ``index`` and ``position`` alone
     decide its chance, so that it does not depend on what else is in the batch. ``banned``: tokens
-    that must not come yet."""
+    that must not come yet. ``grammar``: which tokens may come at all."""
 
     row: int
     sampling: Sampling
@@ -24,6 +25,7 @@ class Row:
     prompt: Sequence[int]
     answer: Sequence[int]
     banned: tuple[int, ...] = ()
+    grammar: GrammarState | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def _adjusted(raw_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
             *((b, -torch.inf) for b in row.banned),
         ]
     ]
-    if not touched and not biased:
+    formed = [r for r, row in enumerate(rows) if row.grammar is not None]
+    if not touched and not biased and not formed:
         return raw_RV
     logits_RV = raw_RV.clone()
     if touched:
@@ -79,6 +82,10 @@ def _adjusted(raw_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         index = (torch.tensor(where_r), torch.tensor(where_v))
         values = torch.tensor(bias, device=raw_RV.device)
         logits_RV.index_put_(tuple(i.to(raw_RV.device) for i in index), values, accumulate=True)
+    if formed:
+        states = [row.grammar for row in rows if row.grammar is not None]
+        allowed_RV = allowed_tokens(states, raw_RV.shape[1]).to(raw_RV.device)
+        logits_RV[formed] = logits_RV[formed].masked_fill(~allowed_RV, -torch.inf)
     return logits_RV
 
 

@@ -13,6 +13,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from hecate.errors import ConfigError
 from hecate.models.lora.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from serving.engine.config import EngineConfig, MemoryConfig
+from serving.errors import InvalidRequest
 from serving.lora.facts import AdapterFacts
 from serving.lora.peft_folder import digest_of
 from serving.request import NO_LOGPROBS, Request, TokenLogprobs
@@ -81,6 +82,12 @@ def sampling_params(request: Request) -> Any:
     s = request.sampling
     grammar = None
     if s.grammar is not None:
+        if s.grammar.before or s.grammar.after:
+            raise InvalidRequest(
+                "this engine leaves it to the model whether it calls a tool",
+                expected='"auto" or "none"',
+                param="tool_choice",
+            )
         grammar = (
             StructuredOutputsParams(json=s.grammar.schema)
             if s.grammar.schema

@@ -11,6 +11,7 @@ from serving.caches.prefix.protocol import scope_of
 from serving.engine.adapters import EngineAdapters
 from serving.engine.batch import Piece, whole_batch
 from serving.engine.forward import Forward
+from serving.engine.grammar import Grammars, GrammarState
 from serving.engine.loading import LoadedModel, embed
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.engine.sampler import Row, penalised, sample
@@ -31,6 +32,7 @@ class _Asked:
     request: Request
     seed: int
     adapter: AdapterFacts | None = None
+    grammar: GrammarState | None = None
     cached: int = 0
     generated: int = 0
     open: dict[int, Sequence] = field(default_factory=dict)
@@ -54,9 +56,11 @@ class Worker:
         kv: PagedKV,
         decode: Decode,
         draw_seed: Callable[[], int],
+        grammars: Grammars,
         adapters: EngineAdapters | None = None,
     ) -> None:
         self.adapters = adapters
+        self.grammars = grammars
         self.facts = facts
         self._loaded = loaded
         self._forward = forward
@@ -67,6 +71,7 @@ class Worker:
         self._draw_seed = draw_seed
         self._asked: dict[str, _Asked] = {}
         self._texts: dict[int, TextPieces] = {}
+        self._grammars: dict[int, GrammarState] = {}
         self._steps = self._prompt_tokens = self._generated = 0
 
     @property
@@ -78,10 +83,18 @@ class Worker:
         """Whether a step would compute something; else what is there waits for adapters."""
         return bool(self._scheduler.waiting or self._scheduler.running)
 
-    def add(self, request: Request, adapter: AdapterFacts | None = None) -> None:
-        """Queue a request that was checked, once its ``adapter`` is on the device."""
+    def add(
+        self,
+        request: Request,
+        adapter: AdapterFacts | None = None,
+        grammar: GrammarState | None = None,
+    ) -> None:
+        """Queue a request that was checked, once its ``adapter`` is on the device.
+
+        ``grammar``: where its answers begin, if they have to be of a form.
+        """
         seed = request.sampling.seed
-        asked = _Asked(request, self._draw_seed() if seed is None else seed, adapter)
+        asked = _Asked(request, self._draw_seed() if seed is None else seed, adapter, grammar)
         self._asked[request.request_id] = asked
         if adapter is None:
             self._schedule(asked)
@@ -100,6 +113,8 @@ class Worker:
         scope = scope_of(self._loaded.digest, adapter, request.tenant)
         asked.open[0] = self._scheduler.add(request, scope)
         self._texts[asked.open[0].sequence_id] = self._pieces(request)
+        if asked.grammar is not None:
+            self._grammars[asked.open[0].sequence_id] = asked.grammar
 
     def _pass(self, passed: Passed) -> list[Delta]:
         for request_id in passed.ready:
@@ -129,6 +144,7 @@ class Worker:
         for sequence in asked.open.values():
             self._scheduler.remove(sequence)
             del self._texts[sequence.sequence_id]
+            self._grammars.pop(sequence.sequence_id, None)
         ended = [
             Delta(request_id, index, (), "", _usage(asked), finish=finish, error=error)
             for index in sorted(started)
@@ -215,6 +231,8 @@ class Worker:
             for fork in forks:
                 asked.open[fork.index] = fork
                 self._texts[fork.sequence_id] = self._pieces(fork.request)
+                if asked.grammar is not None:
+                    self._grammars[fork.sequence_id] = asked.grammar.fork()
             for target in (sequence, *forks):
                 rows.append(self._row(place, target, asked.seed))
                 targets.append(target)
@@ -248,6 +266,7 @@ class Worker:
             sequence.request.prompt,
             answer,
             banned,
+            self._grammars.get(sequence.sequence_id),
         )
 
     def _delta(
@@ -264,6 +283,9 @@ class Worker:
         ends &= sequence.generated >= sampling.min_tokens
         pieces = self._texts[sequence.sequence_id]
         text = "" if ends else pieces.push(token)
+        if (grammar := self._grammars.get(sequence.sequence_id)) is not None:
+            grammar.advance(token)
+            ends |= grammar.ended
         finish = None
         if ends or pieces.stopped:
             finish = Finish.STOP
@@ -276,6 +298,7 @@ class Worker:
                 finish = Finish.STOP
             self._scheduler.remove(sequence)
             del self._texts[sequence.sequence_id], asked.open[sequence.index]
+            self._grammars.pop(sequence.sequence_id, None)
             if not asked.open:
                 ended.append(self._asked.pop(request.request_id))
         return Delta(

@@ -11,7 +11,7 @@
 """
 
 from serving.api.schemas.adapters import LoadAdapterBody, UnloadAdapterBody
-from serving.api.schemas.chat import ChatBody, Message, Tool
+from serving.api.schemas.chat import ChatBody, Message, NamedTool, Tool
 from serving.api.schemas.completions import CompletionBody
 from serving.api.schemas.embeddings import EmbeddingBody
 from serving.api.schemas.sampled import SampledBody
@@ -22,6 +22,7 @@ __all__ = [
     "EmbeddingBody",
     "LoadAdapterBody",
     "Message",
+    "NamedTool",
     "SampledBody",
     "Tool",
     "UnloadAdapterBody",

@@ -59,6 +59,17 @@ class Tool(_Part):
     function: Function
 
 
+class NamedFunction(_Part):
+    name: str
+
+
+class NamedTool(_Part):
+    """The one tool that is to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class JsonSchema(_Part):
     name: str
     description: str | None = None
@@ -89,5 +100,5 @@ class ChatBody(SampledBody):
         None
     )
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None

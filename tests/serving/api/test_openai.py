@@ -351,3 +351,19 @@ def test_an_engine_that_dies_leaves_nobody_hanging() -> None:
     with pytest.raises(openai.InternalServerError):
         server.client().chat.completions.create(model="toy", messages=user("hello"), stream=True)
     server.stop()
+
+
+def test_a_tool_that_has_to_be_called(server: Server) -> None:
+    other = {"type": "function", "function": {"name": "g", "parameters": {"type": "object"}}}
+    ask = {"model": "toy", "messages": user("hello"), "tools": [TOOL, other]}
+    named = {"type": "function", "function": {"name": "g"}}
+    for choice, names in (("required", ["f", "g"]), (named, ["g"])):
+        server.client().chat.completions.create(**ask, tool_choice=choice)
+        grammar = server.engine.seen[-1].sampling.grammar
+        assert grammar is not None
+        assert (grammar.before, grammar.after) == ("<tool_call>", "</tool_call>")
+        calls = json.loads(grammar.schema)["anyOf"]
+        assert [call["properties"]["name"]["const"] for call in calls] == names
+    with pytest.raises(openai.BadRequestError, match="not there"):
+        absent = {"type": "function", "function": {"name": "h"}}
+        server.client().chat.completions.create(**ask, tool_choice=absent)
