@@ -95,20 +95,21 @@ class RankAware:
         ranked = sorted(replicas, key=lambda replica: (*self.cost(wanted, replica), replica.name))
         return [replica.name for replica in ranked]
 
-    def cost(self, wanted: Wanted, replica: ReplicaState) -> tuple[bool, bool, float, float]:
-        """Full, over the objective, the cost in seconds a token; and, among equals, how alike the
-        ranks there are."""
+    def cost(self, wanted: Wanted, replica: ReplicaState) -> tuple[bool, bool, float, bool, float]:
+        """Full, over the objective, the cost in seconds a token, which is none where nobody is
+        made slower; among equals, whether the adapter is cold, and how unlike the ranks are."""
         model = self._model
         queued = [*replica.queued, (wanted.prompt_tokens, wanted.rank)]
         prefill_s = model.prefill(queued) - model.prefill(replica.queued)
-        if wanted.adapter and wanted.adapter not in replica.resident:
+        cold = bool(wanted.adapter) and wanted.adapter not in replica.resident
+        if cold:
             prefill_s += model.load(wanted.rank)
         there = [*replica.running, *(rank for _, rank in replica.queued)]
         after_s = model.decode([*there, wanted.rank])
         decode_s = after_s - model.decode(there)
-        cost = (prefill_s / wanted.answer_tokens + decode_s) * max(1, replica.requests)
+        cost = (prefill_s / wanted.answer_tokens + decode_s) * replica.requests
         unlike = sum(abs(rank - wanted.rank) for rank in there) / max(1, len(there))
-        return replica.requests >= replica.most, after_s > self._slo_s, cost, unlike
+        return replica.requests >= replica.most, after_s > self._slo_s, cost, cold, unlike
 
 
 class Random:
