@@ -78,6 +78,8 @@ PURE = frozenset(
         "collectives.schedule",
         "collectives.topology",
         "hecate.bench.divergence",
+        "hecate.bench.lora.placed",
+        "hecate.bench.lora.workload",
         "hecate.bench.effective",
         "hecate.bench.margins",
         "hecate.bench.replay",
@@ -156,6 +158,7 @@ BOUNDARIES = {
     "hecate/bench/peers/peft_model.py": "PEFT comes with the bench extra alone",
     "hecate/train/dense/deepspeed.py": "DeepSpeed comes with an extra alone",
     "hecate/train/workers/launch.py": "Ray comes with an extra alone",
+    "hecate/bench/lora/entry.py": "what serves comes with an extra alone",
     "hecate/bench/serve/entry.py": "what serves comes with an extra alone",
     "serving/engine/build.py": "vLLM comes with an extra alone",
 }

@@ -27,6 +27,7 @@
 | paper.py | decides | the paper's figures beside simulated ones -> a report |
 | simulated.py | decides | simulated outcomes -> a report |
 | simulator.py | executes | runs of two ranks beside what the simulator says of them -> a report |
+| lora/ | executes | adapters beside the base, cold ones beside resident ones -> a report |
 | serve/ | executes | an engine beside vLLM, and the stack around it -> a report |
 | micro.py | executes | what a step consists of, each part on its own |
 | dense_layers.py | executes | layers without their experts, in the trainer's own step |
@@ -47,6 +48,7 @@ from collections.abc import Callable
 from hecate.bench.curves import bench_curves
 from hecate.bench.faults import bench_faults
 from hecate.bench.fssdp import bench_fssdp
+from hecate.bench.lora import bench_lora
 from hecate.bench.machine import machine_facts, source_commit
 from hecate.bench.network import bench_network
 from hecate.bench.paper import bench_paper
@@ -66,6 +68,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "simulator": bench_simulator,
     "curves": bench_curves,
     "serve": bench_serve,
+    "lora": bench_lora,
 }
 
 __all__ = [

@@ -1,0 +1,223 @@
+"""``hecate bench lora``: adapters beside the base, cold beside resident, placement."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hecate.bench.lora.engines import BASE, Asked, Job
+from hecate.bench.lora.folders import write_adapters
+from hecate.bench.lora.placed import place
+from hecate.bench.lora.workload import arrivals, popularity, rank_of
+from hecate.bench.report import BenchOptions, Report, Row
+from hecate.bench.serve.models import MODELS, write_model
+from serving.lora.config import LoraConfig
+from serving.lora.placement import RankAware, StepModel, baselines, fit
+
+MODEL = "86m"
+PROMPT, ANSWER = 128, 32
+WAYS = ("wait", "pipeline", "assist", "auto")
+SIMULATED = 60
+
+
+@dataclass(frozen=True)
+class Pace:
+    """``requests``: of each open loop; ``load``: as a share of what the engine can do."""
+
+    adapters: int
+    rounds: int
+    batch: int
+    requests: int
+    load: float
+    throttle_ms: float
+    placed: int
+
+
+WHOLE = Pace(128, 3, 32, 96, 0.5, 60.0, 6000)
+QUICK = Pace(16, 1, 8, 16, 0.5, 60.0, 1000)
+
+
+def run_bench(options: BenchOptions) -> Report:
+    """All of it, on one core for the engine and one for its host workers."""
+    pace = QUICK if options.quick else WHOLE
+    cores = sorted(os.sched_getaffinity(0))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = MODELS[MODEL]
+        base = write_model(model, folder, context=1024, dtype=torch.bfloat16)
+        ranks = [rank_of(number) for number in range(pace.adapters)]
+        adapters = write_adapters(base, ranks, folder / "adapters")
+        job = Job(base, adapters, PROMPT, ANSWER, model.vocab_size, "bfloat16")
+        os.sched_setaffinity(0, {cores[0]})
+        try:
+            return asyncio.run(_measure(job, pace, cores[-1]))
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
+    shares = popularity(pace.adapters)
+    resident = Asked(job, LoraConfig(slots=pace.adapters, host_cache_mib=4096))
+    await resident.start()
+    try:
+        drawn = [ask.adapter for ask in arrivals(pace.batch, 1.0, shares, random.Random(1).random)]
+        await resident.rate(list(range(pace.adapters)))  # every adapter is on the device now
+        ratios, base_rates, rates = [], [], []
+        for _ in range(pace.rounds):
+            base_rates.append(await resident.rate([BASE] * pace.batch))
+            rates.append(await resident.rate(drawn))
+            ratios.append(rates[-1] / base_rates[-1])
+        capacity = statistics.median(rates) / job.answer
+        asks = arrivals(pace.requests, pace.load * capacity, shares, random.Random(2).random)
+        warm = await resident.times(asks)
+        steps = await _step_model(resident, pace, job)
+    finally:
+        await resident.close()
+    rows: list[Row] = [
+        {"what": "base, offline", "tokens_s": statistics.median(base_rates)},
+        {
+            "what": f"{len(set(drawn))} adapters, resident",
+            "tokens_s": statistics.median(rates),
+            "ratio": statistics.median(ratios),
+        },
+    ]
+    warm_s = statistics.mean(each.whole_s for each in warm)
+    rows.append(_latency("resident, open loop", warm, warm_s))
+    means: dict[str, float] = {}
+    slots = max(2, pace.adapters // 8)
+    for way in WAYS:
+        cold = Asked(
+            job,
+            LoraConfig(
+                slots=slots,
+                host_cache_mib=4096,
+                cold=way,
+                host_workers=1,
+                host_cores=(helper_core,),
+                throttle_ms=pace.throttle_ms,
+            ),
+        )
+        await cold.start()
+        try:
+            await cold.rate([BASE] * 2)
+            times = await cold.times(asks)
+        finally:
+            await cold.close()
+        means[way] = statistics.mean(each.whole_s for each in times)
+        rows.append(_latency(f"cold, {way}", times, warm_s))
+    placed_rows, attained = _placed(steps, pace, job, shares)
+    return Report(
+        "lora",
+        {
+            "model": MODEL,
+            "adapters": pace.adapters,
+            "ranks": [8, 16, 32, 64],
+            "prompt": job.prompt,
+            "answer": job.answer,
+            "slots_when_cold": slots,
+            "throttle_ms": pace.throttle_ms,
+            "load": pace.load,
+        },
+        {
+            "what": "what",
+            "tokens_s": "tok/s",
+            "first_ms": "first token ms",
+            "whole_ms": "answer ms",
+            "ratio": "ratio",
+            "attained": "SLO met",
+        },
+        (*rows, *placed_rows),
+        {
+            "resident_vs_base": statistics.median(ratios),
+            "cold_vs_resident": means["auto"] / warm_s,
+            "load_then_run_vs_resident": means["wait"] / warm_s,
+            "slo_attainment": attained,
+        },
+        (
+            f"the slow tier is a load that takes {pace.throttle_ms:.0f} ms at least; the fast one "
+            "packed slots in the same memory: this machine has no device",
+            "cold figures count only where load-then-run is 1.3 times slower than resident",
+            f"placement is simulated, {SIMULATED} replicas with the steps measured here",
+        ),
+    )
+
+
+def _latency(what: str, times: Sequence[object], warm_s: float) -> Row:
+    whole = [each.whole_s for each in times]  # type: ignore[attr-defined]
+    first = [each.first_s for each in times]  # type: ignore[attr-defined]
+    mean_s = statistics.mean(whole)
+    return {
+        "what": what,
+        "first_ms": statistics.median(first) * 1000,
+        "whole_ms": mean_s * 1000,
+        "ratio": mean_s / warm_s,
+    }
+
+
+async def _step_model(engine: Asked, pace: Pace, job: Job) -> StepModel:
+    """The linear models of this engine's steps (2401.11240, section 5), profiled."""
+    decode = []
+    for rows in (1, 4, 16):
+        for rank in (0, 8, 64):
+            adapter = BASE if not rank else {8: 0, 64: 3}[rank]
+            seconds = await engine.decode_s([adapter] * rows)
+            decode.append(((1.0, float(rows), float(rows * rank)), seconds))
+    base_s, row_s, rank_s = fit(decode)
+    first_s = statistics.median([(await engine.rate([BASE])) for _ in range(3)])
+    one_s = job.answer / first_s - job.answer * (base_s + row_s)
+    return StepModel(
+        base_s,
+        row_s,
+        rank_s,
+        prefill_base_s=0.0,
+        prefill_token_s=max(1e-6, one_s / job.prompt),
+        prefill_token_rank_s=rank_s,
+        load_rank_s=pace.throttle_ms / 1000 / 64,
+    )
+
+
+def _placed(
+    model: StepModel, pace: Pace, job: Job, shares: Sequence[float]
+) -> tuple[list[Row], float]:
+    most = 16
+    ranks = [rank_of(n) for n in range(len(shares))]
+    mean_rank = sum(share * rank for share, rank in zip(shares, ranks, strict=True))
+    busy_s = model.decode([round(mean_rank)] * most)
+    each_s = job.answer * busy_s / most + model.prefill([(job.prompt, round(mean_rank))])
+    asks = arrivals(pace.placed, 0.8 * SIMULATED / each_s, shares, random.Random(3).random)
+    slo_s = 2.0 * (busy_s + each_s / job.answer)
+    policies = {"rank_aware": RankAware(model, slo_s)}
+    made = {name: make() for name, make in baselines(random.Random(0).shuffle).items()}
+    rows: list[Row] = []
+    attained = 0.0
+    for name, policy in {**policies, **made}.items():
+        found = place(
+            asks,
+            policy,
+            model,
+            replicas=SIMULATED,
+            prompt=job.prompt,
+            answer=job.answer,
+            most=most,
+            slo_s=slo_s,
+        )
+        if name == "rank_aware":
+            attained = found.attained
+        rows.append(
+            {
+                "what": f"placement: {name}",
+                "whole_ms": found.token_s * 1000 * job.answer,
+                "attained": found.attained,
+                "simulated": True,
+            }
+        )
+    return rows, attained
