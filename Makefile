@@ -13,7 +13,7 @@ VENV_ARGS ?=
 TORCH ?= torch==2.13.0
 VLLM_VENV ?= .venv-vllm
 BENCH ?=
-PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -16,6 +16,7 @@
 | attention.py | executes | queries, paged keys and values -> attention |
 | forward.py | executes | pieces of sequences -> logits, by the model's own code |
 | compiled.py | executes | the same by our kernels, over packed weights |
+| packing.py | executes | weights -> panels, as the kernels read them |
 | structure.py | decides | a model -> where the weights are that our kernels know |
 | kernels/ | executes | the kernels, in C++ |
 | loading.py | executes | a Hugging Face folder -> a model with our attention |

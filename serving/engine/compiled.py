@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,8 +15,8 @@ from serving.engine.batch import Piece
 from serving.engine.forward import Forward, HuggingFaceForward
 from serving.engine.kernels import library
 from serving.engine.kernels.library import KernelsMissing, kernels
+from serving.engine.packing import Arena, interleaved
 from serving.engine.structure import (
-    GATE_COLUMNS,
     Decoder,
     LayerWeights,
     Linear,
@@ -120,7 +119,7 @@ class CompiledForward:
         self._library = kernels()
         self._bfloat = int(model.dtype == torch.bfloat16)
         self._kept: list[torch.Tensor] = []  # what the structs point to
-        self._arena = _Arena(self._library, self._decoder, self._bfloat)
+        self._arena = Arena(self._library, self._decoder, self._bfloat)
         self._struct = self._model(kv, positions, self._team(threads))
         self.buffers = Buffers(self._decoder, 1)
         self.tokens = 0  # of the step that is computed: rows of the buffers that count
@@ -131,6 +130,8 @@ class CompiledForward:
     def over(self, kv: PagedKV) -> None:
         """Read and write ``kv`` from now on."""
         self._kv = kv
+        self._memory = [*kv.keys, *kv.values]  # what the structs point to
+        self._blocks = kv.keys[0].shape[0] // kv.block_tokens
         self._struct.heads.block_tokens = kv.block_tokens
         for layer, struct in enumerate(self._layers):
             struct.keys = kv.keys[layer].data_ptr()
@@ -145,6 +146,7 @@ class CompiledForward:
         table = np.array(
             [[*p.block_ids, *[0] * (width - len(p.block_ids))] for p in pieces], dtype=np.int32
         )
+        _check_table(pieces, table, self._kv.block_tokens, self._blocks)
         samples = np.array(sampled, dtype=np.int32)
         logits_RV = torch.empty(len(sampled), self._struct.head.outputs)
         self.tokens = len(tokens)
@@ -210,7 +212,7 @@ class CompiledForward:
             qkv=self._packed(layer.qkv),
             out=self._packed(layer.out),
             router=self._packed(layer.router) if layer.router else library.Weight(),
-            gate_up=self._packed(_interleaved(layer.gate_up)),
+            gate_up=self._packed(interleaved(layer.gate_up)),
             down=self._packed(layer.down),
             window=layer.window,
         )
@@ -226,43 +228,18 @@ class CompiledForward:
         return self._kept[-1].data_ptr()
 
 
-class _Arena:
-    """One piece of memory, in large pages where there are, for all packed weights in order."""
-
-    def __init__(self, lib: ctypes.CDLL, decoder: Decoder, bfloat: int) -> None:
-        self._library = lib
-        self._bfloat = bfloat
-        linears = [decoder.head]
-        for layer in decoder.layers:
-            linears += [layer.qkv, layer.out, layer.gate_up, layer.down]
-            linears += [layer.router] if layer.router else []
-        total = sum(self._bytes(linear.weight) for linear in linears)
-        self._memory = torch.empty(total, dtype=torch.uint8)
-        self._used = 0
-        lib.hecate_huge_pages(self._memory.data_ptr(), total)
-
-    def pack(self, weight: torch.Tensor) -> int:
-        """The address of ``weight``, ``[N, K]`` or ``[E, N, K]``, in panels."""
-        start = self._memory.data_ptr() + self._used
-        N, K = weight.shape[-2:]
-        for matrix in weight.detach().reshape(-1, N, K):
-            matrix = matrix.contiguous()
-            address = self._memory.data_ptr() + self._used
-            self._library.hecate_pack(matrix.data_ptr(), address, N, K, self._bfloat)
-            self._used += self._library.hecate_packed_bytes(N, K, self._bfloat)
-        return start
-
-    def _bytes(self, weight: torch.Tensor) -> int:
-        N, K = weight.shape[-2:]
-        each: int = self._library.hecate_packed_bytes(N, K, self._bfloat)
-        return each * (weight.numel() // (N * K))
-
-
-def _interleaved(linear: Linear) -> Linear:
-    """Gates and ups of the same columns side by side, so that one panel has both."""
-    *experts, N, K = linear.weight.shape
-    halves = linear.weight.detach().reshape(*experts, 2, N // 2 // GATE_COLUMNS, GATE_COLUMNS, K)
-    return Linear(halves.transpose(-4, -3).reshape(*experts, N, K))
+def _check_table(
+    pieces: Sequence[Piece], table: np.ndarray, block_tokens: int, blocks: int
+) -> None:
+    """Raise ``IndexError`` for blocks that are not there, since kernels would write to them."""
+    for piece in pieces:
+        end = piece.position + len(piece.tokens)
+        if end > len(piece.block_ids) * block_tokens:
+            raise IndexError(
+                f"{end} tokens of a sequence in {len(piece.block_ids)} blocks of {block_tokens}"
+            )
+    if table.size and not 0 <= table.min() <= table.max() < blocks:
+        raise IndexError(f"blocks {table.min()} to {table.max()} of a pool of {blocks}")
 
 
 def _cos_sin(decoder: Decoder, positions: int) -> torch.Tensor:

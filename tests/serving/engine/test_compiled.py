@@ -164,6 +164,17 @@ def test_what_is_added_after_projections_is_as_if_weights_were_changed(family: s
         _logits(forward, V)
 
 
+@pytest.mark.parametrize(
+    ("block_ids", "said"),
+    [((3,), "9 tokens of a sequence in 1 blocks of 8"), ((3, 128), "blocks 3 to 128 of a pool")],
+)
+def test_blocks_that_are_not_there_are_refused(block_ids: tuple[int, ...], said: str) -> None:
+    model = _model("qwen3", torch.float32)
+    forward = CompiledForward(model, _kv(model), positions=POSITIONS, threads=1)
+    with pytest.raises(IndexError, match=said):
+        forward([Piece([1] * 9, 0, block_ids)], [0])
+
+
 def test_a_family_that_kernels_do_not_know_runs_as_it_did(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
