@@ -72,10 +72,15 @@ class PagedKV:
 
 def _mapped(numel: int, dtype: torch.dtype) -> torch.Tensor:
     """Zeros that take memory when they are first written, in large pages where there are: keys lie
-    all over the pool, and with small pages the processor would look up each block's address."""
-    memory = mmap.mmap(-1, numel * dtype.itemsize)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    all over the pool, and with small pages the processor would look up each block's address.
+
+    Private memory, since what is shared counts as a file and gets no large pages by itself.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(numel, dtype=dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, numel * dtype.itemsize, flags=flags)
+    memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype)
 
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,3 +87,24 @@ def test_layers_of_unequal_heads_are_written_and_copied() -> None:
     assert torch.equal(kv.keys[0][[9, 8]], key_TMH)
     assert torch.equal(kv.values[0][[9, 8]], value_TMH)
     assert not kv.keys[0][:4].any() and not kv.keys[1].any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_keys_lie_in_memory_that_may_have_large_pages() -> None:
+    """The kernel gives them to private memory that asks for them, and to no other."""
+    layer = LayerShape(4, 64, 64)
+    kv = PagedKV(
+        [layer], num_blocks=400, block_tokens=16, dtype=torch.float32, device=torch.device("cpu")
+    )
+    maps = re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(), flags=re.M)[1:]
+    for tensor in (*kv.keys, *kv.values):
+        (there,) = (text for text in maps if _spans(text, tensor.data_ptr()))
+        access, inode = there.split()[1], there.split()[4]
+        assert access == "rw-p" and inode == "0"
+        if "VmFlags" in there and Path("/sys/kernel/mm/transparent_hugepage").exists():
+            assert "hg" in there[there.index("VmFlags") :].split()
+
+
+def _spans(mapping: str, address: int) -> bool:
+    start, stop = (int(end, 16) for end in mapping.split()[0].split("-"))
+    return start <= address < stop
