@@ -1,9 +1,11 @@
 """What holds for every test: where the rank processes import from, and what this machine lacks."""
 
 import importlib.util
+import multiprocessing.forkserver
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -46,6 +48,12 @@ LACKING = {
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two workers a core: tests of ranks spend half their time waiting for processes to start."""
     return 2 * len(os.sched_getaffinity(0))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server that ranks fork from, before a benchmark starts one with less in it."""
+    if "ranks" in sys.modules and not session.config.option.collectonly:
+        multiprocessing.forkserver.ensure_running()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,10 +15,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from ranks import FORKSERVER
+
+from hecate.cli import main
+
+if TYPE_CHECKING:
+    from hecate.bench.namespaces import Node
 
 TOY: dict[str, Any] = {
     "name": "toy",
@@ -72,27 +78,13 @@ def _own_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
 
 
-def start(
-    *words: str | Path,
-    cwd: Path,
-    ranks: int = 0,
-    within: Sequence[str] = (),
-    **environment: str,
-) -> subprocess.Popen:
+def start(*words: str | Path, cwd: Path, ranks: int = 0, **environment: str) -> subprocess.Popen:
     """``hecate *words`` in an interpreter of its own, under torchrun where ``ranks`` is given.
 
-    ``within``: a command that becomes the one after it, such as ``nsenter``. ``fork`` takes seconds
-    less, and serves where it does not matter who starts the command.
+    ``fork`` takes seconds less, and serves where it does not matter who starts the command.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [
-        *within,
-        sys.executable,
-        *(launcher if ranks else []),
-        "-m",
-        "hecate",
-        *map(str, words),
-    ]
+    command = [sys.executable, *(launcher if ranks else []), "-m", "hecate", *map(str, words)]
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -108,14 +100,21 @@ class Forked:
     """``hecate *words`` in a process forked from one that has imported torch; as ``Popen`` is."""
 
     def __init__(
-        self, words: Sequence[str | Path], cwd: Path, environment: dict[str, str], limit_bytes: int
+        self,
+        words: Sequence[str | Path],
+        cwd: Path,
+        environment: dict[str, str],
+        limit_bytes: int,
+        node: Node | None,
+        out: Path | None,
     ) -> None:
         self.args = [str(word) for word in words]
         self._folder = Path(tempfile.mkdtemp(prefix="printed-"))
-        self._out, self._err = self._folder / "out", self._folder / "err"
+        self._out, self._err = out or self._folder / "out", self._folder / "err"
         self._printed: tuple[str, str] | None = None
         self._process = FORKSERVER.Process(
-            target=_forked, args=(self.args, cwd, environment, self._out, self._err, limit_bytes)
+            target=_forked,
+            args=(self.args, cwd, environment, self._out, self._err, limit_bytes, node),
         )
         self._process.start()
         assert self._process.pid is not None
@@ -137,7 +136,7 @@ class Forked:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
         if self._printed is None:
-            out, err = (p.read_text() if p.exists() else "" for p in (self._out, self._err))
+            out, err = (p.read_text() if p.is_file() else "" for p in (self._out, self._err))
             self._printed = out, err
             shutil.rmtree(self._folder)
         return self._printed
@@ -154,10 +153,15 @@ def fork(
     *words: str | Path,
     cwd: Path,
     largest_file_bytes: int = resource.RLIM_INFINITY,
+    node: Node | None = None,
+    out: Path | None = None,
     **environment: str,
 ) -> Forked:
-    """``hecate *words`` in a process of its own, in a session of its own."""
-    return Forked(words, cwd, environment, largest_file_bytes)
+    """``hecate *words`` in a process of its own, in a session of its own.
+
+    ``node``: the network that it has; ``out``: where it prints, such as a pipe with a name.
+    """
+    return Forked(words, cwd, environment, largest_file_bytes, node, out)
 
 
 def fork_ranks(*words: str | Path, cwd: Path, ranks: int) -> list[Forked]:
@@ -218,6 +222,7 @@ def _forked(
     out: Path,
     err: Path,
     largest_bytes: int,
+    node: Node | None,
 ) -> None:
     """What ``python -m hecate`` does, in ``cwd`` and into the files ``out`` and ``err``."""
     os.setsid()
@@ -228,10 +233,10 @@ def _forked(
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
 
-    import torch
+    if node is not None:
+        from hecate.bench.namespaces import enter
 
-    from hecate.cli import main
-
+        enter(node)
     torch.set_num_threads(1)
     code = main(arguments)
     sys.stdout.flush()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from jobs import TOY, finish, set_, start, write_config, write_corpus
+from jobs import TOY, Forked, finish, fork, set_, write_config, write_corpus
 
 from hecate.bench.namespaces import INTERFACE, two_nodes
 
@@ -27,7 +26,7 @@ IN_THE_GATHER_BYTES = 2 << 20
 TIMEOUT_S, ENDS_WITHIN_S = 8, 20
 
 
-def sent_bytes(process: subprocess.Popen) -> int:
+def sent_bytes(process: Forked) -> int:
     """What the node of a process has sent to the other."""
     for line in Path(f"/proc/{process.pid}/net/dev").read_text().splitlines():
         if line.strip().startswith(f"{INTERFACE}:"):
@@ -43,12 +42,12 @@ def test_the_rank_that_is_left_names_the_layer_and_the_rank(tmp_path: Path, vict
     place = {"WORLD_SIZE": "2", "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": INTERFACE}
     with two_nodes(RATE_MBIT) as nodes:
         ranks = [
-            start(
+            fork(
                 "train",
                 "toy.yaml",
                 *set_(checkpoint__every=100, mesh__timeout_s=TIMEOUT_S),
                 cwd=tmp_path,
-                within=["nsenter", f"--net=/proc/{node.keeper}/ns/net"],
+                node=node,
                 RANK=str(rank),
                 MASTER_ADDR=nodes[0].address,
                 **place,

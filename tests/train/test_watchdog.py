@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from jobs import set_, start, write_config, write_corpus
+from jobs import fork, set_, write_config, write_corpus
 
 from hecate.train.watchdog import HUNG, Watchdog, WatchdogConfig
 
@@ -102,27 +102,23 @@ def test_a_rank_that_hangs_outside_of_collectives_ends_and_so_does_its_peer(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = []
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    unread = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(unread, fcntl.F_SETPIPE_SZ, 4096)
+    command = ("train", "toy.yaml", *words)
+    ranks = [
+        fork(*command, cwd=tmp_path, out=pipe if rank == 0 else None, RANK=str(rank), **place)
+        for rank in range(2)
+    ]
     try:
-        for rank in range(2):
-            command = ("train", "toy.yaml", *words)
-            ranks.append(start(*command, cwd=tmp_path, RANK=str(rank), **place))
-        assert ranks[0].stdout is not None
-        fcntl.fcntl(ranks[0].stdout, fcntl.F_SETPIPE_SZ, 4096)
         codes = [rank.wait(timeout=90) for rank in ranks]
-        told = [rank.communicate()[1] for rank in ranks]
     finally:
         for process in ranks:
             process.kill()
-            _drain(process)
+        told = [rank.communicate()[1] for rank in ranks]
+        os.close(unread)
     assert codes == [HUNG, 1], told
     assert "rank 0 has made no progress" in told[0] and "Traceback" not in told[0]
     assert "another rank died or hung" in told[1]
     assert "console.py" in (tmp_path / "runs" / "toy" / "hang-rank-0.txt").read_text()
-
-
-def _drain(process: subprocess.Popen) -> None:
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
-    process.wait()
