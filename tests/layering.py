@@ -153,6 +153,7 @@ IMPURE = frozenset(
 BOUNDARIES = {
     "hecate/train/logging/sinks.py": "wandb and TensorBoard are loaded only where a run wants them",
     "hecate/cli/app.py": "a command's module is loaded only when that command runs",
+    "hecate/data/readers.py": "what reads tables is loaded only where a table is read",
     "hecate/doctor/network.py": "whether Ray Train imports is what it finds out",
     "hecate/bench/peers/deepspeed_moe.py": "DeepSpeed comes with the bench extra alone",
     "hecate/bench/peers/peft_model.py": "PEFT comes with the bench extra alone",

@@ -10,6 +10,7 @@ import typer
 from hecate.config import load_config, override_config
 from hecate.train.generate import hub_folder_of
 from serving.app import ServingConfig, serve_until_stopped, stopped_by_signals
+from serving.engine.build import build_engine
 from serving.engine.config import EngineConfig
 
 
@@ -34,7 +35,7 @@ def command(
         print(f"serving {config.engine.name} at {url}/v1, with a page at {url}/", flush=True)
 
     with stopped_by_signals() as stop:
-        serve_until_stopped(config, on_ready=ready, stop=stop)
+        serve_until_stopped(config, build_engine, on_ready=ready, stop=stop)
 
 
 def serving_config(target: Path, overrides: list[str]) -> ServingConfig:

@@ -5,6 +5,7 @@
 | config.py | decides | what a run reads, and how |
 | discovery.py | executes | a path -> its files and their digests |
 | readers.py | executes | a file -> pieces of text, records |
+| tables.py | executes | a Parquet file, a saved split -> records |
 | records.py | decides | the fields of a record -> its text |
 | conversations.py | decides | the fields of a record -> the turns of a conversation |
 | corpora.py | decides | files -> documents to train on, documents held out |

@@ -1,29 +1,25 @@
 """Read one file of a corpus as text, a piece at a time, so that no file need fit in memory.
 
 Every fault of the input is a ``DataError`` that names the file, and the line, row or byte in it.
+This is the boundary file of tables: what reads them takes a second to import, on every rank, and
+neither text nor JSON Lines nor tokens that lie in the cache need it.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
-
-import datasets
-import pyarrow
-import pyarrow.parquet
 
 from hecate.data.records import Form, Record
 from hecate.errors import DataError
 
 PIECE_CHARACTERS = 1 << 18
 """The longest stretch of a document that is tokenised as one; longer ones are cut at line ends."""
-
-_ROWS = 1000
 
 RecordKind = Literal["jsonl", "parquet", "dataset"]
 
@@ -62,7 +58,9 @@ def read_records(kind: RecordKind, path: Path, form: Form) -> Iterator[Record]:
     """The records of a JSONL file, a Parquet file or a saved ``datasets`` split, in order."""
     if kind == "jsonl":
         return _read_jsonl(path, form)
-    return _read_parquet(path, form) if kind == "parquet" else _read_dataset(path, form)
+    from hecate.data.tables import read_dataset, read_parquet
+
+    return read_parquet(path, form) if kind == "parquet" else read_dataset(path, form)
 
 
 def pieces_of(record: Record, longest: int = PIECE_CHARACTERS) -> Iterator[TextPiece]:
@@ -125,51 +123,3 @@ def _read_jsonl(path: Path, form: Form) -> Iterator[Record]:
                 )
             form.fields(list(value), where)
             yield form.record(value, where, len(line))
-
-
-def _read_parquet(path: Path, form: Form) -> Iterator[Record]:
-    with _table_errors(path, "a Parquet file"), pyarrow.parquet.ParquetFile(path) as table:
-        fields = form.fields(table.schema_arrow.names, str(path))
-        row, size, rows = 0, path.stat().st_size, max(1, table.metadata.num_rows)
-        for batch in table.iter_batches(batch_size=_ROWS, columns=list(fields)):
-            columns = {name: batch.column(name).to_pylist() for name in fields}
-            yield from _rows(columns, form, path, row, size / rows)
-            row += batch.num_rows
-
-
-def _read_dataset(path: Path, form: Form) -> Iterator[Record]:
-    with _table_errors(path, "a split saved by datasets' save_to_disk"):
-        table = datasets.load_from_disk(str(path))
-        fields = form.fields(table.column_names, str(path))
-        size = sum(file.stat().st_size for file in path.glob("*.arrow"))
-        plain = table.with_format(None).select_columns(list(fields))
-        for row in range(0, len(plain), _ROWS):
-            columns = plain[row : row + _ROWS]
-            yield from _rows(columns, form, path, row, size / len(plain))
-
-
-def _rows(
-    columns: Mapping[str, Sequence[object]],
-    form: Form,
-    path: Path,
-    first: int,
-    row_bytes: float,
-) -> Iterator[Record]:
-    for offset, values in enumerate(zip(*columns.values(), strict=True)):
-        row = first + offset
-        where = f"{path}, row {row}"
-        share = int((row + 1) * row_bytes) - int(row * row_bytes)
-        yield form.record(dict(zip(columns, values, strict=True)), where, share)
-
-
-@contextmanager
-def _table_errors(path: Path, expected: str) -> Iterator[None]:
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"cannot read {path}",
-            got=(str(error).splitlines() or [type(error).__name__])[0],
-            expected=expected,
-            fix="save or download it again",
-        ) from error

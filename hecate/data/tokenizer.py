@@ -19,7 +19,7 @@ from hecate.data.corpora import Corpus
 from hecate.data.progress import Progress, quiet
 from hecate.errors import TokenizerError
 from hecate.folders import cache_folder
-from hecate.models.pretrained import read_tokenizer
+from hecate.models.tokenizer import read_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 

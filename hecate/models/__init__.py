@@ -8,6 +8,7 @@
 | attention.py, causal_blocks.py | executes | packed documents -> attention within each |
 | norms.py | executes | a family's RMS norms -> one autograd node each |
 | hub/ | executes | a Hugging Face folder <-> dense tensors and single experts |
-| pretrained.py | executes | a Hugging Face folder -> its tokenizer, its whole model |
+| tokenizer.py | executes | a Hugging Face folder -> its tokenizer |
+| pretrained.py | executes | a Hugging Face folder -> its whole model |
 | loss.py | executes | hidden states -> summed cross-entropy, without whole logits |
 """

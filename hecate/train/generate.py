@@ -21,7 +21,8 @@ from hecate.checkpoint.folder import newest_checkpoint
 from hecate.checkpoint.integrity import read_record
 from hecate.data.chat_template import template_of
 from hecate.errors import CheckpointError, ConfigError, ModelError, TokenizerError
-from hecate.models.pretrained import causal_model, model_tokenizer
+from hecate.models.pretrained import causal_model
+from hecate.models.tokenizer import model_tokenizer
 
 
 def generate(

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from hecate.models.pretrained import read_tokenizer
+from hecate.models.tokenizer import read_tokenizer
 from serving.api.schemas import Message, Tool
 from serving.api.tools import OPEN
 from serving.errors import InvalidRequest

@@ -20,7 +20,8 @@ from serving.api import Prompts
 from serving.app.builder import build_app
 from serving.app.config import HttpConfig, RayConfig, ServingConfig
 from serving.app.listener import shared_socket
-from serving.engine.build import build_engine
+from serving.engine.config import EngineConfig
+from serving.engine.protocol import Engine
 from serving.errors import ServingError
 
 APP = "hecate"
@@ -29,12 +30,17 @@ LEAN = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
 
 def serve_until_stopped(
-    config: ServingConfig, *, on_ready: Callable[[str], None], stop: threading.Event
+    config: ServingConfig,
+    build_engine: Callable[[EngineConfig], Engine],
+    *,
+    on_ready: Callable[[str], None],
+    stop: threading.Event,
 ) -> None:
     """Serve ``config``; ``on_ready`` gets the address once the first request would be answered.
 
-    It ends when ``stop`` is set, after what is being answered. Raises ``TokenizerError``,
-    ``ConfigError``, and ``ServingError`` for what failed in a replica.
+    ``build_engine`` is called in replicas, which alone import what computes. It ends when ``stop``
+    is set, after what is being answered. Raises ``TokenizerError``, ``ConfigError``, and
+    ``ServingError`` for what failed in a replica.
     """
     folder = Path(config.engine.model).expanduser().absolute()
     Prompts.of_folder(folder)  # its error here, not in a log on another machine

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
 from hecate.errors import ConfigError
-from hecate.models.pretrained import model_tokenizer
+from hecate.models.tokenizer import model_tokenizer
 from serving.caches.prefix import PREFIX_CACHES
 from serving.engine.adapters import EngineAdapters
 from serving.engine.compiled import fastest_forward
