@@ -71,7 +71,7 @@ def wait_for_recovery(run: Path, number: int, job: Forked) -> None:
 
 def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Path) -> None:
     run = folder / "runs" / "faults"
-    limits = set_(mesh__timeout_s=8, elastic__leave_s=4)
+    limits = set_(mesh__timeout_s=15, elastic__leave_s=15)  # long enough on a busy machine
     job = fork(*words("faults", *limits), cwd=folder)
     wait_for_step(run, EVERY + 2, job)
     survivor, victim = members(job)
@@ -79,7 +79,7 @@ def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Pa
     wait_for_recovery(run, 1, job)
     assert survivor in members(job)
     survivor.suspend()
-    done = finish(job, 90)
+    done = finish(job, 150)
     assert done.returncode == 0, done.stderr
     assert numbers(run) == numbers(folder / "runs" / "straight")
     killed, hung = recoveries(run)
