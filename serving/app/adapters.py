@@ -22,12 +22,22 @@ class ReplicasAdapters:
     there as well, whichever ingress it came to; several of these want such a folder.
     """
 
-    def __init__(self, handle: Any, replicas: Callable[[], Sequence[str]], most_s: float) -> None:
+    def __init__(
+        self,
+        handle: Any,
+        replicas: Callable[[], Sequence[str]],
+        most_s: float,
+        clock: Callable[[], float],
+    ) -> None:
         self._handle = handle
         self._replicas = replicas
         self._most_s = most_s
+        self._clock = clock
         self._loaded: dict[str, tuple[str, str]] = {}  # folder and digest by name
         self._digests: dict[str, str] = {}  # as a replica last reported them
+        self._holders: dict[str, set[str]] = {}  # replicas that may have what was loaded here
+        self._leaving: dict[str, set[str]] = {}  # those that could not be told of an unload yet
+        self._changed_s = clock()
 
     def names(self) -> Sequence[str]:
         return sorted({**self._digests, **self._loaded})
@@ -36,6 +46,10 @@ class ReplicasAdapters:
         """Whether it was loaded here, so that every replica is to have it."""
         return name in self._loaded
 
+    def left(self, name: str) -> bool:
+        """Whether it was unloaded here, and some replica may answer for it all the same."""
+        return name in self._leaving
+
     async def load(self, name: str, folder: str) -> None:
         """Raises what ``Engine.load_adapter`` does, and ``EngineDead``."""
         first = await self._call("load_adapter", Ticket(), name, folder)
@@ -43,20 +57,26 @@ class ReplicasAdapters:
             raise EngineDead("no replica takes adapters now", fix="load it again")
         if first.refusal is not None:
             raise first.refusal.error()
+        self._leaving.pop(name, None)
         self._loaded[name] = (folder, first.digest)
+        self._holders.setdefault(name, set()).add(first.replica)
         others = [replica for replica in self._replicas() if replica != first.replica]
         await asyncio.gather(*(self.have(name, replica) for replica in others))
+        self._changed_s = self._clock()
 
     async def unload(self, name: str) -> None:
-        """Raises ``ModelNotFound`` where no replica has it."""
+        """Raises ``ModelNotFound`` where no replica has it.
+
+        A replica that does not answer is told again when it is heard of; until then requests for
+        ``name`` are refused here (``left``).
+        """
         known = self._loaded.pop(name, None) is not None
-        calls = (
-            self._call("unload_adapter", Ticket(replica=replica), name)
-            for replica in self._replicas()
-        )
-        done = [change for change in await asyncio.gather(*calls) if change is not None]
+        replicas = set(self._replicas())
+        self._leaving[name] = replicas | self._holders.pop(name, set())
+        done = await asyncio.gather(*(self._drop(name, replica) for replica in replicas))
         self._digests.pop(name, None)
-        if not known and all(change.refusal is not None for change in done):
+        self._changed_s = self._clock()
+        if not known and not any(done):
             raise ModelNotFound(
                 f"there is no adapter {name} here",
                 fix="GET /v1/models lists what is served",
@@ -66,7 +86,12 @@ class ReplicasAdapters:
     async def have(self, name: str, replica: str) -> bool:
         """See to it that ``replica`` has what was loaded here under ``name``."""
         folder, digest = self._loaded[name]
+        self._holders.setdefault(name, set()).add(replica)
         change = await self._call("load_adapter", Ticket(replica=replica), name, folder)
+        if name not in self._loaded:  # unloaded meanwhile
+            self._leaving.setdefault(name, set()).add(replica)
+            await self._drop(name, replica)
+            return False
         if change is None or change.refusal is not None:
             why = change.refusal.what if change and change.refusal else "it does not answer"
             LOG.warning("replica %s did not take adapter %s: %s", replica, name, why)
@@ -83,12 +108,30 @@ class ReplicasAdapters:
             return False
         return True
 
-    async def hear(self, report: Report) -> None:
-        """Catch up with what a replica reports that it has."""
+    async def hear(self, report: Report, asked_s: float) -> None:
+        """Catch up with what a replica reports that it has; ``asked_s``: when it was asked."""
+        if asked_s < self._changed_s:  # it may not know of the last change
+            return
         self._digests = dict(report.adapters)
+        for name, replicas in list(self._leaving.items()):
+            if report.replica in replicas:
+                await self._drop(name, report.replica)
+            elif name in report.adapters:  # it was loaded since, by way of the watched folder
+                self._leaving.pop(name, None)
         for name, (_, digest) in list(self._loaded.items()):
-            if report.adapters.get(name) != digest:
+            if name in self._loaded and report.adapters.get(name) != digest:
                 await self.have(name, report.replica)
+
+    async def _drop(self, name: str, replica: str) -> bool:
+        """Have ``replica`` unload it if it answers; whether it had it."""
+        change = await self._call("unload_adapter", Ticket(replica=replica), name)
+        if change is None:
+            return False
+        if (replicas := self._leaving.get(name)) is not None:
+            replicas.discard(replica)
+            if not replicas:
+                del self._leaving[name]
+        return change.refusal is None
 
     async def _call(self, method: str, ticket: Ticket, *what: str) -> AdapterChange | None:
         try:

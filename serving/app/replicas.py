@@ -51,7 +51,7 @@ class Replicas:
         self._report: Report | None = None
         self._heard_s = 0.0
         self._dead: EngineDead | None = None
-        self._adapters = ReplicasAdapters(handle, lambda: list(self._loads), config.admit_s)
+        self._adapters = ReplicasAdapters(handle, lambda: list(self._loads), config.admit_s, _now_s)
 
     @property
     def facts(self) -> EngineFacts:
@@ -59,9 +59,10 @@ class Replicas:
         return self._report.facts
 
     async def start(self) -> None:
+        asked_s = _now_s()
         self._report = await self._handle.report.remote(Ticket(probe=True))
         self._hear(self._report)
-        await self._adapters.hear(self._report)
+        await self._adapters.hear(self._report, asked_s)
         self._watching = _apart(self._watch())
 
     async def open(self, request: Request) -> AsyncIterator[Delta]:
@@ -115,6 +116,12 @@ class Replicas:
     async def _submit(self, stream: _Stream) -> None:
         """Have some replica admit it; another, where one is full, dead or dies of it."""
         request = stream.request
+        if self._adapters.left(request.adapter):
+            raise ModelNotFound(
+                f"there is no adapter {request.adapter} here any more",
+                fix="GET /v1/models lists what is served",
+                param="model",
+            )
         tokens = len(request.prompt) + request.n * request.sampling.max_tokens
         failure: ServingError | None = None
         lacking = caught_up = ""
@@ -226,12 +233,13 @@ class Replicas:
         """Ask one replica after another how it is, so that health and loads are known."""
         while True:
             await asyncio.sleep(self._config.watch_s)
+            asked_s = _now_s()
             try:
                 call = self._handle.report.remote(Ticket(probe=True))
                 report = await asyncio.wait_for(call, self._config.silence_s)
                 self._hear(report)
                 if report.dead is None:
-                    await self._adapters.hear(report)
+                    await self._adapters.hear(report, asked_s)
             except (RayError, TimeoutError):
                 continue  # ``check`` notices the silence
 

@@ -1,5 +1,6 @@
 """Memory readings of the process."""
 
+import mmap
 import subprocess
 import sys
 
@@ -17,11 +18,13 @@ print(peak_resident_bytes())
 
 def test_resident_memory_follows_what_is_allocated_and_the_peak_stays():
     before = resident_bytes()
-    block = torch.ones(64 * _MIB, dtype=torch.uint8)
-    held = resident_bytes()
-    assert 60 * _MIB < held - before < 80 * _MIB
+    # Straight from the system: an allocator may hand out pages that are resident already.
+    with mmap.mmap(-1, 64 * _MIB) as block:
+        block.write(b"1" * len(block))
+        held = resident_bytes()
+    assert 60 * _MIB < held - before < 160 * _MIB  # with the bytes that were written from
+    assert resident_bytes() < held - 60 * _MIB
     assert peak_resident_bytes() >= held
-    assert block.numel() == 64 * _MIB
 
 
 def test_the_peak_is_the_process_s_own_not_its_parent_s():
