@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from serving.api.answers import Answers, Piece, whole
+from serving.api.answers import Answers, Piece, best, whole
 from serving.api.backend import Backend
 from serving.api.metrics import Metrics
 from serving.api.rendering import Rendering
@@ -23,7 +23,8 @@ Numbered = tuple[int, Delta]
 class Answering:
     """The requests of one HTTP request, and all that is counted of them.
 
-    Whatever ends it, the client's leaving among it, nothing of it goes on in the backend.
+    Whatever ends it, the client's leaving among it, nothing of it goes on in the backend. ``keep``:
+    of each prompt's answers, so many of the likeliest, where it is given at once.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Answering:
         rendering: Rendering,
         *,
         with_tools: bool,
+        keep: int,
         backend: Backend,
         tenants: Tenants,
         metrics: Metrics,
@@ -39,6 +41,7 @@ class Answering:
     ) -> None:
         self._requests = requests
         self._rendering = rendering
+        self._keep = keep
         self._answers = Answers(len(requests), requests[0].n, with_tools=with_tools)
         self._backend = backend
         self._tenants = tenants
@@ -48,7 +51,8 @@ class Answering:
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
         pieces = [piece async for piece in self._pieces()]
-        return self._rendering.whole(whole(pieces), self._answers.usage)
+        choices = best(whole(pieces), of=self._requests[0].n, keep=self._keep)
+        return self._rendering.whole(choices, self._answers.usage)
 
     async def chunks(self, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """The answer in chunks; with ``include_usage`` the last one has the usage alone."""

@@ -6,8 +6,9 @@ is the sum of all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from serving.api.tools import ToolCall, ToolReader
@@ -127,3 +128,21 @@ def whole(pieces: Iterable[Piece]) -> Iterator[Whole]:
             tuple(each for part in parts for each in part.logprobs),
             finish,
         )
+
+
+def best(choices: Iterable[Whole], *, of: int, keep: int) -> list[Whole]:
+    """Of each prompt's ``of`` choices the ``keep`` likeliest, by the mean log-probability of their
+    tokens, numbered anew; as they are where all are kept."""
+    all_choices = list(choices)
+    if keep == of:
+        return all_choices
+    kept: list[Whole] = []
+    for begin in range(0, len(all_choices), of):
+        kept += sorted(all_choices[begin : begin + of], key=_mean_logprob, reverse=True)[:keep]
+    return [replace(choice, index=index) for index, choice in enumerate(kept)]
+
+
+def _mean_logprob(choice: Whole) -> float:
+    if not choice.logprobs:
+        return -math.inf
+    return sum(each.logprob for each in choice.logprobs) / len(choice.logprobs)

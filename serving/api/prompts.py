@@ -72,6 +72,13 @@ class Prompts:
             ) from error
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def text(self, prompt: str | Sequence[int]) -> str:
+        """A bare prompt as text, special tokens too."""
+        if isinstance(prompt, str):
+            return prompt
+        raw = b"".join(self.token_text(token)[1] for token in prompt)
+        return raw.decode("utf-8", "replace")
+
     def token_text(self, token: int) -> tuple[str, bytes]:
         """A token by itself, as text (bytes that are no character are replaced) and as bytes."""
         if (known := self._texts.get(token)) is None:

@@ -105,25 +105,37 @@ class ChatRendering:
 
 
 class CompletionRendering:
-    """``text_completion``, in one or in chunks; offsets are characters of the answer."""
+    """``text_completion``, in one or in chunks; offsets are characters of the answer.
 
-    def __init__(self, head: Head) -> None:
+    ``echoed``: texts of the prompts, which their ``n`` choices begin with; none where none do.
+    """
+
+    def __init__(self, head: Head, echoed: Sequence[str] = (), n: int = 1) -> None:
         self._head = head
+        self._echoed = echoed
+        self._n = n
         self._offsets: dict[int, int] = {}
 
     def chunk(self, piece: Piece) -> Json:
-        choice = self._choice(piece.index, piece.text, piece.logprobs, piece.finish)
+        text = self._echo(piece.index) + piece.text if piece.first else piece.text
+        choice = self._choice(piece.index, text, piece.logprobs, piece.finish)
         return _around(self._head, "text_completion", [choice])
 
     def usage_chunk(self, usage: Usage) -> Json:
         return {**_around(self._head, "text_completion", []), "usage": usage_json(usage)}
 
     def whole(self, choices: Iterable[Whole], usage: Usage) -> Json:
-        rendered = [self._choice(one.index, one.text, one.logprobs, one.finish) for one in choices]
+        rendered = [
+            self._choice(one.index, self._echo(one.index) + one.text, one.logprobs, one.finish)
+            for one in choices
+        ]
         return {
             **_around(self._head, "text_completion", rendered),
             "usage": usage_json(usage),
         }
+
+    def _echo(self, index: int) -> str:
+        return self._echoed[index // self._n] if self._echoed else ""
 
     def _choice(
         self, index: int, text: str, logprobs: Sequence[TokenLogprobs], finish: str | None

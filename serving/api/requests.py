@@ -30,13 +30,19 @@ class Caller:
 def completion_requests(
     body: CompletionBody, caller: Caller, prompts: Prompts, facts: EngineFacts
 ) -> list[Request]:
-    """One request for each prompt of ``body``. Raises ``RequestError``."""
+    """One request for each prompt of ``body``, of ``best_of`` answers. Raises ``RequestError``."""
+    answers = _answers(body)
     given = [tokens_of(prompt, prompts, facts, "prompt") for prompt in body.prompts]
-    if len(given) * body.n > MAX_CHOICES:
+    if len(given) * answers > MAX_CHOICES:
         raise InvalidRequest(
-            "too many choices", got=f"{len(given)} prompts, n {body.n}", expected="128", param="n"
+            "too many choices",
+            got=f"{len(given)} prompts, {answers} answers to each",
+            expected=f"{MAX_CHOICES} answers at most",
+            param="n" if body.best_of is None else "best_of",
         )
     logprobs = NO_LOGPROBS if body.logprobs is None else body.logprobs
+    if answers > body.n:
+        logprobs = max(0, logprobs)  # what the best are chosen by
     wanted = body.max_tokens if body.max_tokens is not None else COMPLETION_TOKENS
     return [
         _request(
@@ -47,10 +53,41 @@ def completion_requests(
             wanted if body.max_tokens is not None else min(wanted, room(tokens, facts)),
             logprobs,
             None,
+            n=answers,
             suffix=f"-{at}",
         )
         for at, tokens in enumerate(given)
     ]
+
+
+def _answers(body: CompletionBody) -> int:
+    """How many answers each prompt gets. Raises ``InvalidRequest`` for what cannot be."""
+    if body.suffix:
+        raise InvalidRequest(
+            "no text can be filled in before a suffix here",
+            fix="leave suffix out",
+            param="suffix",
+        )
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest(
+            "the prompt's log-probabilities are not computed here",
+            got="echo and logprobs",
+            fix="leave echo out, which gives those of the answer",
+            param="logprobs",
+        )
+    answers = body.n if body.best_of is None else body.best_of
+    if answers < body.n:
+        raise InvalidRequest(
+            "best_of is less than n", got=f"{answers} and {body.n}", param="best_of"
+        )
+    if answers > body.n and body.stream:
+        raise InvalidRequest(
+            "which answers are best is not known while they are streamed",
+            got=f"best_of {answers}, n {body.n} and stream",
+            fix="leave out stream, or best_of",
+            param="best_of",
+        )
+    return answers
 
 
 def chat_request(body: ChatBody, caller: Caller, prompts: Prompts, facts: EngineFacts) -> Request:
@@ -73,7 +110,7 @@ def chat_request(body: ChatBody, caller: Caller, prompts: Prompts, facts: Engine
     tokens = prompts.chat(body.messages, tools)
     wanted = body.max_completion_tokens or body.max_tokens or room(tokens, facts)
     logprobs = (body.top_logprobs or 0) if body.logprobs else NO_LOGPROBS
-    return _request(body, caller, facts, tokens, wanted, logprobs, grammar)
+    return _request(body, caller, facts, tokens, wanted, logprobs, grammar, n=body.n)
 
 
 def call_grammar(body: ChatBody) -> Grammar:
@@ -164,6 +201,7 @@ def _request(
     logprobs: int,
     grammar: Grammar | None,
     *,
+    n: int,
     suffix: str = "",
 ) -> Request:
     adapter = adapter_of(body.model, facts)
@@ -214,7 +252,7 @@ def _request(
         request_id=caller.answer_id + suffix,
         prompt=tokens,
         sampling=sampling,
-        n=body.n,
+        n=n,
         adapter=adapter,
         tenant=caller.tenant,
         priority=body.priority,

@@ -171,7 +171,10 @@ class _Routes:
         )
         head = self._head(caller, body.model, logprobs=body.logprobs is not None)
         self._log(caller, body)
-        answering = self._answering(requests, CompletionRendering(head), with_tools=False)
+        text_of = self._serving.prompts.text
+        echoed = [text_of(prompt) for prompt in body.prompts] if body.echo else []
+        rendering = CompletionRendering(head, echoed, body.n)
+        answering = self._answering(requests, rendering, with_tools=False, keep=body.n)
         return await self._respond(answering, bool(body.stream), body.include_usage, http)
 
     async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
@@ -183,7 +186,8 @@ class _Routes:
         head = self._head(caller, body.model, logprobs=bool(body.logprobs))
         self._log(caller, body)
         with_tools = bool(body.tools) and body.tool_choice != "none"
-        answering = self._answering([request], ChatRendering(head), with_tools=with_tools)
+        rendering = ChatRendering(head)
+        answering = self._answering([request], rendering, with_tools=with_tools, keep=body.n)
         return await self._respond(answering, bool(body.stream), body.include_usage, http)
 
     async def embeddings(self, body: EmbeddingBody, http: HttpRequest) -> JSONResponse:
@@ -222,13 +226,14 @@ class _Routes:
         return JSONResponse(answer)
 
     def _answering(
-        self, requests: list[Request], rendering: Rendering, *, with_tools: bool
+        self, requests: list[Request], rendering: Rendering, *, with_tools: bool, keep: int
     ) -> Answering:
         serving = self._serving
         return Answering(
             requests,
             rendering,
             with_tools=with_tools,
+            keep=keep,
             backend=self._backend,
             tenants=serving.tenants,
             metrics=self.metrics,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from serving.api.schemas.sampled import SampledBody
+from serving.api.schemas.sampled import MAX_CHOICES, SampledBody
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=4_000_000)]
@@ -14,7 +14,10 @@ Tokens = Annotated[list[Token], Field(min_length=1)]
 
 
 class CompletionBody(SampledBody):
-    """``prompt``: a text, tokens, or up to 64 of either; each gets ``n`` answers."""
+    """``prompt``: a text, tokens, or up to 64 of either; each gets ``n`` answers, the likeliest of
+    ``best_of``, and with ``echo`` each answer begins with its prompt. ``suffix``: clients send it
+    empty; text to be filled in before one is refused.
+    """
 
     prompt: (
         Text
@@ -23,6 +26,9 @@ class CompletionBody(SampledBody):
         | Annotated[list[Tokens], Field(min_length=1, max_length=64)]
     )
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool | None = None
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    suffix: str | None = Field(default=None, max_length=4_000_000)
 
     @property
     def prompts(self) -> list[str | list[int]]:

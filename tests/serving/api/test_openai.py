@@ -152,6 +152,55 @@ def test_a_completion_has_16_tokens_unless_asked(server: Server) -> None:
     assert server.client().completions.create(model="toy", prompt=tokens).choices[0].text == "hello"
 
 
+def test_echo_puts_the_prompt_before_each_answer(server: Server) -> None:
+    client = server.client()
+    ask = {"model": "toy", "prompt": ["hello there", "how are you"], "n": 2, "max_tokens": 30}
+    plain = [choice.text for choice in client.completions.create(**ask).choices]
+    echoed = client.completions.create(**ask, echo=True)
+    prompts = [text for text in ask["prompt"] for _ in range(2)]
+    wanted = [prompt + text for prompt, text in zip(prompts, plain, strict=True)]
+    assert [choice.text for choice in echoed.choices] == wanted
+    texts = ["", "", "", ""]
+    for chunk in client.completions.create(**ask, echo=True, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == wanted
+    tokens = toy_tokenizer()("日本<|end|>")["input_ids"]
+    answer = client.completions.create(model="toy", prompt=tokens, echo=True, max_tokens=9)
+    assert answer.choices[0].text == "日本<|end|>日本"
+
+
+def test_the_best_of_several_answers(server: Server) -> None:
+    client = server.client()
+    ask = {"model": "toy", "prompt": ["hello there", "how are you"], "max_tokens": 30}
+    three = client.completions.create(**ask, n=3, logprobs=0)
+    found = client.completions.create(**ask, n=2, best_of=3)
+    assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+    assert server.engine.seen[-1].n == 3
+    assert found.usage.completion_tokens == three.usage.completion_tokens
+    assert all(choice.logprobs is None for choice in found.choices)
+    # All of this engine's tokens are equally likely: it stays with the first ones.
+    assert [choice.text for choice in found.choices] == [
+        three.choices[at].text for at in (0, 1, 3, 4)
+    ]
+    for wrong in ({"best_of": 3, "stream": True}, {"best_of": 2, "n": 3}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**ask, **wrong)
+        assert caught.value.param == "best_of"
+    same = client.completions.create(**ask, n=2, best_of=2, stream=True)
+    assert {chunk.choices[0].index for chunk in same} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"), [({"suffix": "end"}, "suffix"), ({"echo": True, "logprobs": 1}, "logprobs")]
+)
+def test_what_completions_cannot_do_is_refused_by_name(
+    server: Server, asked: dict[str, object], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.client().completions.create(model="toy", prompt="hello", **asked)
+    assert caught.value.param == param and caught.value.type == "invalid_request_error"
+
+
 def test_stop_strings(server: Server) -> None:
     answer = server.client().chat.completions.create(
         model="toy", messages=user("hello there, how are you"), stop=["how", "never"]
