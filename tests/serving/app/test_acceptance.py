@@ -1,4 +1,7 @@
-"""From text to an answer: train, export, fine-tune with LoRA, serve, load the adapter, ask."""
+"""From text to an answer: train, export, fine-tune with LoRA, serve, load adapters, ask.
+
+One server for all of it, as a user runs it: to start one takes many seconds of imports.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,7 +19,8 @@ import openai
 import pytest
 import torch
 from jobs import TOY, set_, succeed, write_config, write_corpus
-from peft_adapters import merged
+from peft_adapters import EXPERTS, merged, save_adapter
+from rule_engine import TEMPLATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -57,6 +62,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     config = ROOT / "configs" / "train" / "sft-lora.yaml"
     succeed("train", config, *sets, cwd=folder, ranks=2)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "base")
     return folder
 
 
@@ -69,7 +77,6 @@ def url(trained: Path) -> Iterator[str]:
         http__port=port,
         engine__memory__kv_gib=0.01,
         engine__threads=1,
-        engine__dtype="float32",
         engine__lora__slots=2,
     )
     server = subprocess.Popen(
@@ -107,22 +114,61 @@ def expected(trained: Path, *, adapted: bool) -> str:
     return text
 
 
-def test_what_was_trained_is_what_answers(trained: Path, url: str) -> None:
-    body = {
-        "lora_name": "stones",
-        "lora_path": str(trained / "runs" / "sft-lora" / "adapter"),
-    }
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as connected:
+        yield connected
+
+
+@contextmanager
+def loaded(url: str, name: str, folder: Path) -> Iterator[None]:
+    """While it lasts there is an adapter of that name."""
+    body = {"lora_name": name, "lora_path": str(folder)}
     httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60).raise_for_status()
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
+    yield
+    body = {"lora_name": name}
+    httpx.post(f"{url}/v1/unload_lora_adapter", json=body, timeout=60).raise_for_status()
+
+
+def test_what_was_trained_is_what_answers(trained: Path, url: str, client: openai.OpenAI) -> None:
+    ask = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+    with loaded(url, "stones", trained / "runs" / "sft-lora" / "adapter"):
         assert [model.id for model in client.models.list()] == ["base", "base:stones"]
         answers = {
-            name: client.completions.create(
-                model=name, prompt=PROMPT, max_tokens=TOKENS, temperature=0
-            )
-            .choices[0]
-            .text
+            name: client.completions.create(model=name, **ask).choices[0].text
             for name in ("base", "base:stones")
         }
     assert answers["base"] == expected(trained, adapted=False)
     assert answers["base:stones"] == expected(trained, adapted=True)
     assert answers["base"] != answers["base:stones"], "the adapter has learnt something"
+
+
+def test_whatever_is_asked_is_answered(
+    trained: Path, url: str, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    ask = {"model": "base", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+    at_once = client.completions.create(**ask, logprobs=2)
+    assert at_once.usage is not None and at_once.usage.completion_tokens >= 1
+    streamed = "".join(
+        chunk.choices[0].text for chunk in client.completions.create(**ask, stream=True)
+    )
+    assert streamed == at_once.choices[0].text
+    seeded = {**ask, "temperature": 1.0, "seed": 3, "n": 2}
+    first = client.completions.create(**seeded)
+    second = client.completions.create(**seeded)
+    assert [one.text for one in first.choices] == [one.text for one in second.choices]
+    chat = client.chat.completions.create(
+        model="base", messages=[{"role": "user", "content": "hello"}], max_tokens=8
+    )
+    assert chat.usage is not None and chat.usage.completion_tokens >= 1
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="base", prompt=PROMPT, max_tokens=4000)
+    assert caught.value.body["code"] == "context_length_exceeded"  # type: ignore[index]
+    model = AutoModelForCausalLM.from_pretrained(trained / "base", dtype=torch.float32)
+    fresh = save_adapter(tmp_path / "fresh", model, parameters=EXPERTS, scale=1.0)
+    with loaded(url, "fresh", fresh):
+        assert [model.id for model in client.models.list()] == ["base", "base:fresh"]
+        adapted = client.completions.create(**{**ask, "model": "base:fresh"})
+        assert adapted.choices[0].text != at_once.choices[0].text
+    vector = client.embeddings.create(model="base", input=PROMPT).data[0].embedding
+    assert sum(value * value for value in vector) == pytest.approx(1, abs=1e-4)
