@@ -83,6 +83,13 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> Load
     return LoadedConfig(value, origins)
 
 
+def parse_config(cls: type[C], values: Mapping[str, Any], source: str) -> C:
+    """``values``, as another program read them, as a ``cls``; raises as ``load_config`` does."""
+    leaves = _settings(cls, cls, (), _without_lines(values), source)
+    settings = {key: _Setting(located.plain(), source) for key, located in leaves}
+    return _validate(cls, settings, source)
+
+
 def override_config(value: C, overrides: Sequence[str]) -> C:
     """``value`` with each ``a.b=value`` of ``overrides`` in it; raises as ``load_config`` does."""
     settings = {tuple(key.split(".")): _Setting(leaf, DEFAULT) for key, leaf in _leaves(value)}
@@ -161,7 +168,7 @@ def _settings(
     for name, inner in located.value.items():
         key = (*prefix, name)
         if name not in cls.model_fields:
-            where = f"{source}:{inner.line}" if source != OVERRIDE else OVERRIDE
+            where = f"{source}:{inner.line}" if source != OVERRIDE and inner.line else source
             raise _unknown_key(root, cls, key, where)
         section = _section(cls, name)
         if section is None:
@@ -170,6 +177,12 @@ def _settings(
             yield from _settings(root, section, key, inner, source)
         elif inner.value is not None or source == OVERRIDE:  # "data:" alone keeps the defaults
             yield key, inner
+
+
+def _without_lines(value: Any) -> Located:
+    if isinstance(value, Mapping):
+        return Located({str(name): _without_lines(inner) for name, inner in value.items()}, 0)
+    return Located(value, 0)
 
 
 def _mapping_leaves(key: Key, located: Located) -> Iterator[tuple[Key, Located]]:

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, JsonValue, field_validator
 
-from hecate.config import Config, LoadedConfig, describe, dump_config, load_config
+from hecate.config import (
+    Config,
+    LoadedConfig,
+    describe,
+    dump_config,
+    load_config,
+    parse_config,
+)
 from hecate.errors import ConfigError
 
 
@@ -64,6 +71,17 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(folder, text, *overrides)
     return str(caught.value)
+
+
+def test_values_that_another_program_read() -> None:
+    values = {"name": "first", "train": {"steps": 100}, "optimizer": {"betas": [0.5, 0.9]}}
+    assert parse_config(Run, values, "args") == Run(
+        name="first", train=Train(steps=100), optimizer=Optimizer(betas=(0.5, 0.9))
+    )
+    with pytest.raises(ConfigError, match=r"(?s)train.stps \(args\).*did you mean train.steps"):
+        parse_config(Run, values | {"train": {"stps": 1}}, "args")
+    with pytest.raises(ConfigError, match=r"train.steps does not stand \(args\)"):
+        parse_config(Run, values | {"train": {"steps": "100"}}, "args")
 
 
 def test_values_and_origins(tmp_path: Path) -> None:

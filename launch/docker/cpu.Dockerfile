@@ -10,20 +10,20 @@ ARG TORCH=2.13.0
 ARG RAY=2.60.0
 ARG UID=1000
 
-# wget: KubeRay's probes of a pod's health call it.
+# wget: KubeRay's probes of a pod's health call it. g++: builds the engine's kernels.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends procps wget \
+    && apt-get install --yes --no-install-recommends g++ procps wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid "$UID" --create-home hecate \
     && install --directory --owner hecate /work
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 RUN pip install "torch==$TORCH" --index-url https://download.pytorch.org/whl/cpu \
-    && pip install "ray[train,default]==$RAY"
+    && pip install "ray[train,serve,default]==$RAY"
 
 COPY . /opt/hecate
-RUN pip install --editable "/opt/hecate[ray]"
+RUN pip install --editable "/opt/hecate[ray,serve]"
 
 USER $UID
 WORKDIR /work

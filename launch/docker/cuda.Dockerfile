@@ -26,10 +26,10 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
-RUN pip install "torch==$TORCH" "ray[train,default]==$RAY"
+RUN pip install "torch==$TORCH" "ray[train,serve,default]==$RAY"
 
 COPY . /opt/hecate
-RUN pip install --editable "/opt/hecate[ray]"
+RUN pip install --editable "/opt/hecate[ray,serve]"
 
 USER $UID
 WORKDIR /work

@@ -13,6 +13,7 @@
 | ingress.py | executes | a backend -> HTTP |
 | listener.py | executes | HTTP without a proxy of Ray's |
 | builder.py | executes | a configuration and an engine -> a Ray Serve application |
+| deployed.py | executes | a cluster's own Serve configuration -> the same application |
 | launch.py | executes | a configuration -> the app, until somebody stops it |
 """
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from string import Template
 from typing import Any
 
+import kuberay
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
+from kuberay import MANIFESTS, ROOT, wrong
 
 from hecate.config import load_config
 from hecate.train.config import RunConfig
 
-ROOT = Path(__file__).parents[2]
-MANIFEST = ROOT / "launch" / "kuberay" / "rayjob.yaml"
+MANIFEST = MANIFESTS / "rayjob.yaml"
 DEMO = ROOT / "configs" / "train" / "demo.yaml"
 VARIABLES = {
     "IMAGE": "registry/hecate:cuda",
@@ -30,24 +29,16 @@ VARIABLES = {
 
 @pytest.fixture
 def job() -> dict[str, Any]:
-    manifest = yaml.safe_load(Template(MANIFEST.read_text()).substitute(VARIABLES))
-    assert isinstance(manifest, dict)
-    return manifest
+    return kuberay.manifest(MANIFEST.read_text(), VARIABLES)
 
 
 @pytest.fixture(scope="module")
 def schema() -> Draft202012Validator:
-    rules = yaml.safe_load((Path(__file__).parent / "rayjob_schema.yaml").read_text())
-    Draft202012Validator.check_schema(rules)
-    return Draft202012Validator(rules)
-
-
-def found(schema: Draft202012Validator, job: dict[str, Any]) -> list[str]:
-    return [f"{error.json_path}: {error.message}" for error in schema.iter_errors(job)]
+    return kuberay.schema("rayjob")
 
 
 def test_kuberay_takes_it(schema: Draft202012Validator, job: dict[str, Any]) -> None:
-    assert found(schema, job) == []
+    assert wrong(schema, job) == []
 
 
 def test_what_kuberay_would_drop_or_refuse_is_found(
@@ -57,7 +48,7 @@ def test_what_kuberay_would_drop_or_refuse_is_found(
     cluster["workerGroupSpecs"][0]["replica"] = 4
     cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
     job["spec"]["submissionMode"] = "Job"
-    assert len(found(schema, job)) == 3
+    assert len(wrong(schema, job)) == 3
 
 
 def test_its_command_is_one_that_hecate_takes(job: dict[str, Any]) -> None:
