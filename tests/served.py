@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from serving.engine.build import build_engine
 from serving.engine.config import EngineConfig, MemoryConfig
+from serving.engine.loading import adopt
 from serving.engine.protocol import Engine
 from serving.lora.config import LoraConfig
 from serving.request import Delta, Finish, Request, Sampling, TokenLogprobs, Usage
@@ -117,9 +118,12 @@ def engine_config(
     max_waiting: int = 64,
     lora: dict[str, object] | None = None,
     kernels: str = "auto",
+    swap_blocks: int = 0,
     **scheduling: object,
 ) -> EngineConfig:
-    """An engine of ``blocks`` blocks, if a token's keys and values take ``token_bytes``."""
+    """An engine of ``blocks`` blocks, if a token's keys and values take ``token_bytes``; with
+    ``swap_blocks``, everything that is preempted goes there as long as there is room."""
+    block_gib = block_tokens * token_bytes / 2**30
     return EngineConfig(
         model=str(folder),
         name="toy",
@@ -131,9 +135,11 @@ def engine_config(
         lora=LoraConfig.model_validate({"max_rank": 16, **(lora or {})}),
         memory=MemoryConfig.model_validate(
             {
-                "kv_gib": (blocks + 0.5) * block_tokens * token_bytes / 2**30,
+                "kv_gib": (blocks + 0.5) * block_gib,
                 "block_tokens": block_tokens,
                 "prefix": prefix,
+                "swap_gib": (swap_blocks + 0.5) * block_gib if swap_blocks else 0.0,
+                "swap": "always" if swap_blocks else "cheaper",
             }
         ),
         scheduling=SchedulingConfig.model_validate(scheduling),
@@ -161,6 +167,14 @@ class Answer:
         self.texts.append(delta.text)
         self.logprobs += delta.logprobs
         self.finish, self.usage, self.error = delta.finish, delta.usage, delta.error
+
+
+def token_bytes(model: PreTrainedModel) -> int:
+    """What all layers of a model in float32 keep of a token."""
+    before = model.config._attn_implementation
+    layers = adopt(model)
+    model.set_attn_implementation(before)
+    return 4 * sum(layer.numel for layer in layers)
 
 
 Answers = dict[tuple[str, int], Answer]

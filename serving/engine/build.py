@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,10 +16,10 @@ from transformers.modeling_utils import PreTrainedModel
 
 from hecate.errors import ConfigError
 from hecate.models.tokenizer import model_tokenizer
-from serving.caches.prefix import PREFIX_CACHES
+from serving.caches.prefix import PREFIX_CACHES, PrefixCache
 from serving.engine.adapters import EngineAdapters
 from serving.engine.compiled import fastest_forward
-from serving.engine.config import EngineConfig
+from serving.engine.config import EngineConfig, MemoryConfig
 from serving.engine.forward import Forward, HuggingFaceForward
 from serving.engine.grammar import Grammars
 from serving.engine.loading import LoadedModel, digest_of, load_model
@@ -28,7 +29,14 @@ from serving.engine.text import Decode
 from serving.engine.worker import Worker
 from serving.memory.blocks import BlockPool
 from serving.memory.kv import PagedKV, bytes_per_block
+from serving.memory.swap import SwapSpace
+from serving.memory.tiered import HostBlocks, TieredKV
+from serving.memory.tiers import BlockCopy, Tier, Transfer
+from serving.scheduling.costs import AlwaysSwap, Choice, RecoveryCosts
+from serving.scheduling.preemption import Preemption
 from serving.scheduling.scheduler import Scheduler
+
+_MEASURED_BLOCKS = 16
 
 
 def build_engine(config: EngineConfig) -> Engine:
@@ -121,7 +129,10 @@ def assemble(
         embeds=True,
     )
     prefix = PREFIX_CACHES[memory.prefix](pool)
-    scheduler = Scheduler(config.scheduling, pool, prefix)
+    swapping = _Swapping(TieredKV(kv), Preemption(pool, prefix), None)
+    if memory.swap_gib:
+        swapping = _swapping(memory, loaded, kv, pool, prefix)
+    scheduler = Scheduler(config.scheduling, pool, prefix, swapping.preemption)
     forward: Forward = HuggingFaceForward(model, kv)
     if config.kernels == "auto":
         positions = min(facts.max_tokens, num_blocks * memory.block_tokens)
@@ -130,8 +141,68 @@ def assemble(
     grammars = Grammars(tokenizer, facts.vocab_size, eos_token_ids)
     decode = decoder(tokenizer)
     return Worker(
-        loaded, forward, facts, scheduler, pool, kv, decode, draw_seed, grammars, adapters
+        loaded,
+        forward,
+        facts,
+        scheduler,
+        pool,
+        swapping.kv,
+        decode,
+        draw_seed,
+        time.monotonic,
+        grammars,
+        adapters,
+        swapping.recovery,
     )
+
+
+@dataclass(frozen=True)
+class _Swapping:
+    """What decides on preemptions, what runs them, and what is told how long they take."""
+
+    kv: TieredKV
+    preemption: Preemption
+    recovery: RecoveryCosts | None
+
+
+def _swapping(
+    memory: MemoryConfig, loaded: LoadedModel, kv: PagedKV, pool: BlockPool, prefix: PrefixCache
+) -> _Swapping:
+    """With room in the host's memory for what is preempted."""
+    block_bytes = bytes_per_block(loaded.layers, memory.block_tokens, loaded.model.dtype)
+    num_blocks = int(memory.swap_gib * 2**30) // block_bytes
+    if not num_blocks:
+        raise ConfigError(
+            "engine.memory.swap_gib is too little",
+            got=f"{memory.swap_gib} GiB",
+            expected=f"at least one block of {block_bytes} bytes, or 0",
+            fix="raise engine.memory.swap_gib, or leave it out",
+        )
+    host = HostBlocks(
+        loaded.layers,
+        num_blocks=num_blocks,
+        block_tokens=memory.block_tokens,
+        dtype=loaded.model.dtype,
+        pinned=kv.device.type == "cuda",
+    )
+    tiered = TieredKV(kv, host)
+    swap = SwapSpace(pool, BlockPool(num_blocks, memory.block_tokens, Tier.HOST))
+    recovery = RecoveryCosts()
+    _measure_copies(tiered, recovery, min(_MEASURED_BLOCKS, pool.total, num_blocks))
+    choice: Choice = AlwaysSwap() if memory.swap == "always" else recovery
+    return _Swapping(tiered, Preemption(pool, prefix, swap, choice), recovery)
+
+
+def _measure_copies(kv: TieredKV, recovery: RecoveryCosts, blocks: int) -> None:
+    """How long copies take of blocks that are still empty, once their memory is there."""
+    copies = tuple(BlockCopy(block_id, block_id) for block_id in range(blocks))
+    ways = [Transfer(Tier.DEVICE, Tier.HOST, copies), Transfer(Tier.HOST, Tier.DEVICE, copies)]
+    kv.run(ways)
+    kv.finish()
+    begun_s = time.monotonic()
+    moved = kv.run(ways)
+    kv.finish()
+    recovery.copied(time.monotonic() - begun_s, moved)
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hecate.config import Config
 from serving.lora.config import LoraConfig
@@ -12,11 +12,24 @@ from serving.scheduling.config import SchedulingConfig
 
 
 class MemoryConfig(Config):
-    """``kv_gib``: memory for keys and values, in blocks of ``block_tokens`` tokens."""
+    """``kv_gib``: memory for keys and values, in blocks of ``block_tokens`` tokens.
+
+    ``swap_gib``: of the host's memory, for those of answers that gave way to more urgent ones; what
+    finds no room there is computed again, and everything with 0. ``swap``: where copying them costs
+    less than computing them again, as measured (``cheaper``), or ``always``.
+    """
 
     kv_gib: float = Field(default=1.0, gt=0)
     block_tokens: int = Field(default=16, ge=1)
     prefix: Literal["radix", "none"] = "radix"
+    swap_gib: float = Field(default=0.0, ge=0)
+    swap: Literal["cheaper", "always"] = "cheaper"
+
+    @model_validator(mode="after")
+    def _swaps_somewhere(self) -> Self:
+        if self.swap == "always" and not self.swap_gib:
+            raise ValueError("swap always has no effect with swap_gib 0; set swap_gib too")
+        return self
 
 
 class EngineConfig(Config):

@@ -33,6 +33,8 @@ class EngineLoad:
 
     ``tokens_in_flight``: what admitted requests may still come to compute, prompts and answers.
     ``prefix_hit_tokens_total`` of ``prefix_query_tokens_total``: of prompts, what was cached.
+    Of ``preemptions_total``, ``swap_outs_total`` had their blocks copied to the host, where
+    ``swapped_blocks`` are now; ``recomputed_tokens_total`` were lost and computed once more.
     """
 
     waiting: int
@@ -46,6 +48,10 @@ class EngineLoad:
     prefix_query_tokens_total: int
     prefix_hit_tokens_total: int
     preemptions_total: int
+    swapped_blocks: int = 0
+    swap_outs_total: int = 0
+    swap_ins_total: int = 0
+    recomputed_tokens_total: int = 0
 
 
 class Engine(Protocol):

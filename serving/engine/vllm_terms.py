@@ -25,6 +25,7 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
     memory, scheduling = MemoryConfig(), SchedulingConfig()
     for name, value, default in (
         ("memory.block_tokens", config.memory.block_tokens, memory.block_tokens),
+        ("memory.swap_gib", config.memory.swap_gib, memory.swap_gib),
         ("scheduling.watermark", config.scheduling.watermark, scheduling.watermark),
         ("lora.folder", config.lora.folder, ""),
     ):

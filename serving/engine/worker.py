@@ -19,8 +19,10 @@ from serving.engine.text import Decode, TextPieces
 from serving.lora.facts import AdapterFacts
 from serving.lora.gate import Passed
 from serving.memory.blocks import BlockPool
-from serving.memory.kv import PagedKV
+from serving.memory.tiered import TieredKV
 from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
+from serving.scheduling.costs import RecoveryCosts
+from serving.scheduling.decisions import ScheduleDecision
 from serving.scheduling.scheduler import Scheduler
 from serving.scheduling.sequences import Sequence
 
@@ -43,7 +45,8 @@ class _Asked:
 class Worker:
     """Owns the model and its memory; everything runs in the caller's thread.
 
-    ``decode``: tokens to text. ``draw_seed``: for requests that name none.
+    ``decode``: tokens to text. ``draw_seed``: for requests that name none. ``recovery``: is told
+    how long copies and prompts take, where there is a choice between them.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class Worker:
         facts: EngineFacts,
         scheduler: Scheduler,
         pool: BlockPool,
-        kv: PagedKV,
+        kv: TieredKV,
         decode: Decode,
         draw_seed: Callable[[], int],
+        clock: Callable[[], float],
         grammars: Grammars,
         adapters: EngineAdapters | None = None,
+        recovery: RecoveryCosts | None = None,
     ) -> None:
         self.adapters = adapters
         self.grammars = grammars
@@ -69,6 +74,8 @@ class Worker:
         self._kv = kv
         self._decode = decode
         self._draw_seed = draw_seed
+        self._clock = clock
+        self._recovery = recovery
         self._asked: dict[str, _Asked] = {}
         self._texts: dict[int, TextPieces] = {}
         self._grammars: dict[int, GrammarState] = {}
@@ -164,10 +171,10 @@ class Worker:
         """Compute one batch; what it added to which answers."""
         decision = self._scheduler.schedule()
         self._steps += 1
+        self._transfer(decision)
         if not decision.chunks:
             return []
         sequences = [self._scheduler.sequences[chunk.sequence_id] for chunk in decision.chunks]
-        self._kv.copy(decision.copies)
         pieces, sampled, sampling = [], [], []
         asked = [self._asked[sequence.request.request_id] for sequence in sequences]
         for chunk, sequence in zip(decision.chunks, sequences, strict=True):
@@ -178,26 +185,38 @@ class Worker:
             if chunk.samples:
                 sampled.append(len(pieces) - 1)
                 sampling.append(sequence)
+        begun_s = self._clock()
         if any(each.adapter is not None for each in asked):
             assert self.adapters is not None
             requests = [each.request.request_id if each.adapter else "" for each in asked]
             logits_RV = self.adapters.forward(pieces, sampled, requests)
         else:
             logits_RV = self._forward(pieces, sampled)
+        if self._recovery is not None and len(pieces[-1].tokens) > 1:
+            self._kv.finish()
+            self._recovery.computed(self._clock() - begun_s, decision.num_tokens)
         self._scheduler.commit(decision)
         return self._extend(logits_RV, sampling) if sampling else []
+
+    def _transfer(self, decision: ScheduleDecision) -> None:
+        """Copy the blocks that the step needs elsewhere."""
+        begun_s = self._clock()
+        moved = self._kv.run(decision.transfers)
+        if moved and self._recovery is not None:
+            self._kv.finish()
+            self._recovery.copied(self._clock() - begun_s, moved)
 
     def embed(self, prompts: list[list[int]]) -> list[list[float]]:
         """The mean of each prompt's last hidden states, at unit length."""
         vectors = []
         for prompt in prompts:
-            batch = whole_batch([prompt], self._kv.keys[0].device)
+            batch = whole_batch([prompt], self._kv.paged.device)
             vectors.append(embed(self._loaded.model, batch).tolist())
         return vectors
 
     def load(self) -> EngineLoad:
         """How busy it is, after the last step."""
-        scheduler = self._scheduler
+        scheduler, preemption = self._scheduler, self._scheduler.preemption
         in_flight = sum(
             sequence.pending
             + (1 + sequence.forks) * sequence.request.sampling.max_tokens
@@ -217,7 +236,11 @@ class Worker:
             generated_tokens_total=self._generated,
             prefix_query_tokens_total=scheduler.prefix_query_tokens_total,
             prefix_hit_tokens_total=scheduler.prefix_hit_tokens_total,
-            preemptions_total=scheduler.preemptions_total,
+            preemptions_total=preemption.preemptions_total,
+            swapped_blocks=preemption.swapped_blocks,
+            swap_outs_total=preemption.swap_outs_total,
+            swap_ins_total=preemption.swap_ins_total,
+            recomputed_tokens_total=scheduler.recomputed_tokens_total,
         )
 
     def _extend(self, logits_RV: torch.Tensor, sampling: list[Sequence]) -> list[Delta]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from serving.memory.tiers import BlockHandle, Tier
+
 
 class BlockPool:
     """Counts who holds each block; free and used blocks are ``total`` at all times.
@@ -14,11 +16,13 @@ class BlockPool:
     caller's and an ``AssertionError``.
     """
 
-    def __init__(self, total: int, block_tokens: int) -> None:
+    def __init__(self, total: int, block_tokens: int, tier: Tier = Tier.DEVICE) -> None:
         assert total > 0 and block_tokens > 0
         self.total = total
         self.block_tokens = block_tokens
+        self.tier = tier
         self._holders = [0] * total
+        self._generations = [0] * total
         self._free = list(range(total - 1, -1, -1))
 
     @property
@@ -32,12 +36,23 @@ class BlockPool:
     def holders(self, block_id: int) -> int:
         return self._holders[block_id]
 
+    def handle(self, block_id: int) -> BlockHandle:
+        """This use of a block, or of one that nobody holds any more, its last one."""
+        return BlockHandle(self.tier, block_id, self._generations[block_id])
+
+    def holds(self, handle: BlockHandle) -> bool:
+        """Whether that use of the block still goes on."""
+        assert handle.tier is self.tier, f"a block of {handle.tier} in a pool of {self.tier}"
+        block_id = handle.block_id
+        return self._holders[block_id] > 0 and self._generations[block_id] == handle.generation
+
     def allocate(self, count: int) -> list[int]:
         """``count`` free blocks, each held once; ask for no more than are ``free``."""
         assert 0 <= count <= len(self._free), f"{count} blocks of {len(self._free)} free ones"
         block_ids = [self._free.pop() for _ in range(count)]
         for block_id in block_ids:
             self._holders[block_id] = 1
+            self._generations[block_id] += 1
         return block_ids
 
     def hold(self, block_ids: Iterable[int]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.memory.tables import BlockCopy
+from serving.memory.tiers import BlockCopy
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ class PagedKV:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.num_blocks = num_blocks
         self.block_tokens = block_tokens
+        self.device = device
         slots = num_blocks * block_tokens
 
         def empty(heads: int, dim: int) -> torch.Tensor:
             # Zeros: what was never written is multiplied by a weight of 0, and 0 * NaN is NaN.
             if device.type == "cpu" and slots:
-                return _mapped(slots * heads * dim, dtype).view(slots, heads, dim)
+                return mapped(slots * heads * dim, dtype).view(slots, heads, dim)
             return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
 
         self.keys = [empty(layer.heads, layer.key_dim) for layer in layers]
@@ -60,17 +62,33 @@ class PagedKV:
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy whole blocks in every layer; no block is both source and target."""
-        if not copies:
-            return
-        device = self.keys[0].device
-        sources = torch.tensor([c.source for c in copies], device=device)
-        targets = torch.tensor([c.target for c in copies], device=device)
-        for tensor in (*self.keys, *self.values):
-            blocks = tensor.unflatten(0, (-1, self.block_tokens))
-            blocks[targets] = blocks[sources]
+        sources = torch.tensor([copy.source for copy in copies], device=self.device)
+        targets = torch.tensor([copy.target for copy in copies], device=self.device)
+        for blocks_PB in self._blocks():
+            blocks_PB.index_copy_(0, targets, blocks_PB.index_select(0, sources))
+
+    def gather(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """``[n, B]``: the contents of each block, all layers' in one row."""
+        sources = torch.tensor(block_ids, device=self.device)
+        return torch.cat([each.index_select(0, sources) for each in self._blocks()], dim=1)
+
+    def scatter(self, block_ids: Sequence[int], rows_nB: torch.Tensor) -> None:
+        """Write rows as ``gather`` gives them into these blocks."""
+        targets = torch.tensor(block_ids, device=self.device)
+        blocks = self._blocks()
+        widths = [each.shape[1] for each in blocks]
+        for blocks_PB, part_nB in zip(blocks, rows_nB.split(widths, dim=1), strict=True):
+            blocks_PB.index_copy_(0, targets, part_nB)
+
+    def _blocks(self) -> list[torch.Tensor]:
+        """Every tensor, one row a block."""
+        return [
+            tensor.view(self.num_blocks, self.block_tokens * tensor.shape[1] * tensor.shape[2])
+            for tensor in (*self.keys, *self.values)
+        ]
 
 
-def _mapped(numel: int, dtype: torch.dtype) -> torch.Tensor:
+def mapped(numel: int, dtype: torch.dtype) -> torch.Tensor:
     """Zeros that take memory when they are first written, in large pages where there are: keys lie
     all over the pool, and with small pages the processor would look up each block's address.
 

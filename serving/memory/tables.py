@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from serving.memory.blocks import BlockPool, blocks_for
-
-
-@dataclass(frozen=True)
-class BlockCopy:
-    """The contents of ``source`` have to be in ``target`` before anything is written there."""
-
-    source: int
-    target: int
+from serving.memory.tiers import BlockCopy
 
 
 class BlockTable:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serving.memory.tables import BlockCopy
+from serving.memory.tiers import BlockCopy, Tier, Transfer
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,31 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ScheduleDecision:
-    """``chunks``: what is computed, those of one token first. ``copies``: of blocks, before it.
+    """``chunks``: what is computed, those of one token first. ``transfers``: of blocks, before it,
+    in order.
 
     ``admitted`` began, or began again, with this step; ``preempted`` gave their blocks back and
-    will be computed again from their first token.
+    will be computed again, or copied back.
     """
 
     chunks: tuple[Chunk, ...]
-    copies: tuple[BlockCopy, ...] = ()
+    transfers: tuple[Transfer, ...] = ()
     admitted: tuple[int, ...] = ()
     preempted: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
         return sum(chunk.stop - chunk.start for chunk in self.chunks)
+
+
+def transfers(
+    out: Sequence[BlockCopy], copies: Sequence[BlockCopy], back: Sequence[BlockCopy]
+) -> tuple[Transfer, ...]:
+    """Blocks that were swapped ``out`` first, since others have been given them; those that come
+    ``back`` last, since they may have been given what ``copies`` within the device still read."""
+    ways = (
+        (Tier.DEVICE, Tier.HOST, out),
+        (Tier.DEVICE, Tier.DEVICE, copies),
+        (Tier.HOST, Tier.DEVICE, back),
+    )
+    return tuple(Transfer(source, target, tuple(each)) for source, target, each in ways if each)

@@ -1,7 +1,7 @@
 """First come, first served within a priority; prompts in chunks beside decoding.
 
 Continuous batching (Orca, OSDI 2022) with chunked prefill under a token budget (Sarathi-Serve,
-2403.02310) and preemption by recomputation (vLLM, 2309.06180, section 4.5).
+2403.02310) and preemption of the least urgent.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Mapping
 
 from serving.caches.prefix.protocol import PrefixCache
 from serving.memory.blocks import BlockPool
-from serving.memory.tables import BlockCopy, BlockTable
+from serving.memory.tables import BlockTable
+from serving.memory.tiers import BlockCopy
 from serving.request import Request
 from serving.scheduling.config import SchedulingConfig
-from serving.scheduling.decisions import Chunk, ScheduleDecision
+from serving.scheduling.decisions import Chunk, ScheduleDecision, transfers
+from serving.scheduling.preemption import Preemption
 from serving.scheduling.sequences import Sequence
 
 
@@ -26,7 +28,14 @@ class Scheduler:
     urgent, so that a sequence which fits the pool alone is answered in the end.
     """
 
-    def __init__(self, config: SchedulingConfig, pool: BlockPool, prefix: PrefixCache) -> None:
+    def __init__(
+        self,
+        config: SchedulingConfig,
+        pool: BlockPool,
+        prefix: PrefixCache,
+        preemption: Preemption | None = None,
+    ) -> None:
+        """``preemption``: by recomputation alone, where there is none."""
         self._config = config
         self._pool = pool
         self._prefix = prefix
@@ -35,7 +44,8 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
         self._reserve = int(config.watermark * pool.total)
-        self.preemptions_total = 0
+        self.preemption = preemption or Preemption(pool, prefix)
+        self.recomputed_tokens_total = 0
         self.prefix_query_tokens_total = 0
         self.prefix_hit_tokens_total = 0
 
@@ -62,7 +72,9 @@ class Scheduler:
         """The next step; empty ``chunks`` only where nothing is left to do."""
         budget = self._config.max_batch_tokens
         chunks: list[Chunk] = []
+        out: list[BlockCopy] = []
         copies: list[BlockCopy] = []
+        back: list[BlockCopy] = []
         preempted: list[int] = []
         for sequence in list(self._running):
             if budget == 0:
@@ -70,7 +82,7 @@ class Scheduler:
             if sequence not in self._running:  # preempted for a more urgent one
                 continue
             stop = sequence.computed + min(sequence.pending, budget)
-            if not self._make_room(sequence, stop, preempted):
+            if not self._make_room(sequence, stop, preempted, out):
                 continue
             copies += sequence.table.prepare(sequence.computed, stop)
             chunks.append(_chunk(sequence, stop))
@@ -78,7 +90,7 @@ class Scheduler:
         admitted: list[int] = []
         while budget and self._waiting and not preempted:
             sequence = self._waiting[0]
-            if self._places() <= sequence.forks or not self._admit(sequence, budget):
+            if self._places() <= sequence.forks or not self._admit(sequence, budget, back):
                 break
             stop = sequence.computed + min(sequence.pending, budget)
             copies += sequence.table.prepare(sequence.computed, stop)
@@ -86,13 +98,17 @@ class Scheduler:
             budget -= stop - sequence.computed
             admitted.append(sequence.sequence_id)
         chunks.sort(key=lambda chunk: chunk.stop - chunk.start > 1)
-        return ScheduleDecision(tuple(chunks), tuple(copies), tuple(admitted), tuple(preempted))
+        moved = transfers(out, copies, back)
+        return ScheduleDecision(tuple(chunks), moved, tuple(admitted), tuple(preempted))
 
     def commit(self, decision: ScheduleDecision) -> None:
         """The step is computed: count it, and publish prompts' full blocks to the cache."""
         for chunk in decision.chunks:
             sequence = self._sequences[chunk.sequence_id]
+            again = min(chunk.stop, sequence.reached) - chunk.start
+            self.recomputed_tokens_total += max(0, again)
             sequence.computed = chunk.stop
+            sequence.reached = max(sequence.reached, chunk.stop)
             if chunk.stop - chunk.start > 1 or chunk.stop == len(sequence.request.prompt):
                 self._publish(sequence)
 
@@ -108,6 +124,7 @@ class Scheduler:
                 list(sequence.tokens),
             )
             fork.computed, fork.cached = sequence.computed, sequence.cached
+            fork.reached = sequence.reached
             fork.admissions = 1
             bisect.insort(self._running, fork, key=_urgency)
             forks.append(fork)
@@ -118,6 +135,7 @@ class Scheduler:
         """It has ended: what it computed is published, its blocks are given back."""
         self._publish(sequence)
         sequence.table.release()
+        self.preemption.forget(sequence)
         del self._sequences[sequence.sequence_id]
         for queue in (self._running, self._waiting):
             if sequence in queue:
@@ -138,18 +156,16 @@ class Scheduler:
         forks = sum(sequence.forks for sequence in self._running)
         return max(0, self._config.max_sequences - len(self._running) - forks)
 
-    def _admit(self, sequence: Sequence, budget: int) -> bool:
-        """Start ``sequence`` from what the cache has, if its next chunk fits."""
-        query = sequence.tokens[:-1]  # the last one is computed, so that there are logits
-        block_ids = self._prefix.match(sequence.scope, query)
-        table = BlockTable(self._pool, block_ids)
-        computed = len(block_ids) * self._pool.block_tokens
+    def _admit(self, sequence: Sequence, budget: int, back: list[BlockCopy]) -> bool:
+        """Start ``sequence`` from what there is of it, if its next chunk fits."""
+        beginning = self.preemption.beginning(sequence)
+        table, computed = beginning.table, beginning.computed
         stop = computed + min(len(sequence.tokens) - computed, budget)
         reserve = self._reserve if self._running else 0
         if not self._free(table.missing(computed, stop) + reserve):
             table.release()
             return False
-        sequence.table, sequence.computed = table, computed
+        back += self.preemption.resume(sequence, beginning)
         if not sequence.admissions:
             sequence.cached = computed
             self.prefix_query_tokens_total += len(sequence.request.prompt)
@@ -159,17 +175,17 @@ class Scheduler:
         bisect.insort(self._running, sequence, key=_urgency)
         return True
 
-    def _make_room(self, sequence: Sequence, stop: int, preempted: list[int]) -> bool:
+    def _make_room(
+        self, sequence: Sequence, stop: int, preempted: list[int], out: list[BlockCopy]
+    ) -> bool:
         """Whether ``sequence`` may go on to ``stop``; who is less urgent gives way, or itself."""
         while not self._free(sequence.table.missing(sequence.computed, stop)):
             victim = self._running[-1]
             self._running.remove(victim)
             self._publish(victim)
-            victim.table.release()
-            victim.computed = 0
+            out += self.preemption.preempt(victim)
             bisect.insort(self._waiting, victim, key=_urgency)
             preempted.append(victim.sequence_id)
-            self.preemptions_total += 1
             if victim is sequence:
                 return False
         return True

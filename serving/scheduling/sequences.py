@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from serving.memory.swap import SwappedTable
 from serving.memory.tables import BlockTable
 from serving.request import Request
 
 
+@dataclass(frozen=True)
+class Preempted:
+    """What a sequence gave up: ``tokens`` that had keys and values, of which the first ``kept`` are
+    in use by others too. ``swapped``: where a copy lies, if there is one."""
+
+    tokens: int
+    kept: int
+    swapped: SwappedTable | None
+
+
 @dataclass(eq=False)
 class Sequence:
-    """``tokens``: prompt and answer so far. ``computed``: how many have keys and values.
+    """``tokens``: prompt and answer so far. ``computed``: how many have keys and values, and
+    ``reached`` how many had at most.
 
     ``scope``: for whom its blocks are good. ``forks``: how many more answers branch off it when its
     prompt is computed. ``cached``: tokens of the prompt that came out of a cache, the first time.
@@ -24,8 +36,10 @@ class Sequence:
     tokens: list[int]
     forks: int = 0
     computed: int = 0
+    reached: int = 0
     cached: int = 0
     admissions: int = 0
+    preempted: Preempted | None = None
     order: tuple[int, float, int] = field(default=(0, 0.0, 0))
 
     @property

@@ -19,5 +19,8 @@ class NoPrefix:
     def insert(self, scope: bytes, tokens: Sequence[int], block_ids: Sequence[int]) -> int:
         return 0
 
+    def kept(self, scope: bytes, tokens: Sequence[int]) -> int:
+        return 0
+
     def evict(self, count: int) -> int:
         return 0

@@ -25,6 +25,11 @@ class PrefixCache(Protocol):
         """
         ...
 
+    def kept(self, scope: bytes, tokens: Sequence[int]) -> int:
+        """How many blocks of the beginning of ``tokens`` are there and in use by somebody else too,
+        so that ``evict`` leaves them."""
+        ...
+
     def evict(self, count: int) -> int:
         """Free up to ``count`` blocks that nobody else holds; how many were freed."""
         ...

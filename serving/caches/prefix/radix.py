@@ -7,7 +7,8 @@ cut at block borders, so that a node never splits.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from serving.memory.blocks import BlockPool
@@ -41,13 +42,9 @@ class RadixPrefix:
         return self._size
 
     def match(self, scope: bytes, tokens: Sequence[int]) -> list[int]:
-        node = self._roots.get(scope)
         block_ids: list[int] = []
         self._uses += 1
-        for key in self._keys(tokens):
-            node = node.children.get(key) if node else None
-            if node is None:
-                break
+        for node in self._path(scope, tokens):
             node.last_use = self._uses
             block_ids.append(node.block_id)
         self._pool.hold(block_ids)
@@ -73,6 +70,11 @@ class RadixPrefix:
             self._push(node)
         return new
 
+    def kept(self, scope: bytes, tokens: Sequence[int]) -> int:
+        path = self._path(scope, tokens)
+        used = itertools.takewhile(lambda node: self._pool.holders(node.block_id) > 1, path)
+        return sum(1 for _ in used)
+
     def evict(self, count: int) -> int:
         freed = 0
         held: list[_Node] = []
@@ -90,6 +92,15 @@ class RadixPrefix:
         for node in held:
             self._push(node)
         return freed
+
+    def _path(self, scope: bytes, tokens: Sequence[int]) -> Iterator[_Node]:
+        """The nodes of the longest beginning of ``tokens`` that is there."""
+        node = self._roots.get(scope)
+        for key in self._keys(tokens):
+            node = node.children.get(key) if node else None
+            if node is None:
+                return
+            yield node
 
     def _remove(self, node: _Node) -> None:
         parent = node.parent

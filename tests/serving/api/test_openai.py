@@ -344,6 +344,8 @@ def test_metrics_and_health(server: Server) -> None:
     assert 'hecate_http_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert 'hecate_engine_generated_tokens_total{replica="0"}' in text
     assert 'hecate_engine_blocks_total{replica="0"} 8.0' in text
+    assert 'hecate_engine_swapped_blocks{replica="0"} 0.0' in text
+    assert 'hecate_engine_swap_outs_total{replica="0"} 0.0' in text
     assert "hecate_time_to_first_token_seconds_count" in text
 
 

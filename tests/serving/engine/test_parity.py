@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import SERVED, Answers, answer_all, engine_config, greedy, save_served, with_engine
+from served import (
+    SERVED,
+    Answers,
+    answer_all,
+    engine_config,
+    greedy,
+    save_served,
+    token_bytes,
+    with_engine,
+)
 from transformers import PreTrainedModel
 
-from serving.engine.loading import adopt
 from serving.engine.protocol import Engine, EngineLoad
 from serving.request import Request
 
@@ -57,7 +65,7 @@ def test_answers_are_those_of_transformers(family: str, tmp_path: Path) -> None:
 
     # 24 blocks hold two or three answers of five, and no prompt above 11 tokens fits one chunk.
     config = engine_config(
-        tmp_path, blocks=24, token_bytes=_token_bytes(model), max_sequences=5, max_batch_tokens=11
+        tmp_path, blocks=24, token_bytes=token_bytes(model), max_sequences=5, max_batch_tokens=11
     )
     first, second, load = with_engine(config, twice)
     assert load.blocks_total == 24
@@ -76,11 +84,3 @@ def test_answers_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     print(f"{family}: {near_ties} near ties of {2 * len(prompts)} answers")
     assert near_ties <= 2
     assert len({tuple(answer.tokens) for answer in first.values()}) > len(prompts) // 2
-
-
-def _token_bytes(model: PreTrainedModel) -> int:
-    """What all layers keep of a token."""
-    before = model.config._attn_implementation
-    layers = adopt(model)
-    model.set_attn_implementation(before)
-    return 4 * sum(layer.numel for layer in layers)

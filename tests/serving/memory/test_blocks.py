@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from serving.memory.blocks import BlockPool, blocks_for
 from serving.memory.kv import LayerShape, PagedKV, bytes_per_block
-from serving.memory.tables import BlockCopy, BlockTable
+from serving.memory.tables import BlockTable
+from serving.memory.tiers import BlockCopy
 
 
 def test_a_fork_writes_a_copy_and_the_original_stays_where_it_is() -> None:

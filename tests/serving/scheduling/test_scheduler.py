@@ -59,7 +59,7 @@ def test_the_least_urgent_gives_its_blocks_and_is_computed_again() -> None:
     assert _step(scheduler).chunks == (Chunk(0, 8, 9, True),)
     assert _step(scheduler).chunks == (Chunk(0, 9, 10, True),)
     assert _step(scheduler).chunks == (Chunk(1, 0, 9, True),)  # its prompt and its first token
-    assert scheduler.preemptions_total == 1
+    assert scheduler.preemption.preemptions_total == 1
 
 
 def test_priority_goes_before_arrival_and_arrival_before_order() -> None:
