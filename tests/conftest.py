@@ -56,9 +56,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         multiprocessing.forkserver.ensure_running()
 
 
+LONG = ("test_resume.py", "test_parity.py")
+"""Files of minutes, though none of their tests is slow."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files come first, so that with several workers none is left waiting for one."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow and long files come first, so that with several workers none is left waiting for one."""
+    items.sort(
+        key=lambda item: (item.get_closest_marker("slow") is None, item.path.name not in LONG)
+    )
     for item in items:
         for marker, reason in LACKING.items():
             if reason and item.get_closest_marker(marker):
