@@ -41,12 +41,15 @@ ARROWS: dict[str, frozenset[str]] = {
         {"hecate.train", "hecate.doctor", "hecate.simulate", "serving.bench", "serving.app"}
     ),
     "hecate.simulate": frozenset({"hecate.planner"}),
-    "hecate.train": frozenset({"hecate.fssdp", "hecate.checkpoint", "hecate.data"}),
+    "hecate.train": frozenset(
+        {"hecate.fssdp", "hecate.checkpoint", "hecate.data", "hecate.logging"}
+    ),
     "hecate.fssdp": frozenset({"hecate.models", "hecate.planner"}),
     "hecate.planner": FOUNDATION,
     "hecate.checkpoint": frozenset({"hecate.models"}),
     "hecate.data": frozenset({"hecate.models"}),
     "hecate.models": FOUNDATION,
+    "hecate.logging": FOUNDATION,
     "hecate.doctor": FOUNDATION,
     "hecate.report": FOUNDATION,  # a run's files are all that it knows of training
     "hecate.mesh": frozenset({"hecate.config", "hecate.errors", "collectives"}),
@@ -58,7 +61,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
     "serving": frozenset(),
-    "serving.app": frozenset({"serving.api"}),
+    "serving.app": frozenset({"serving.api", "hecate.logging"}),
     "serving.bench": frozenset({"serving.api"}),
     "serving.api": frozenset({"serving.engine", "hecate.config"}),
     "serving.engine": frozenset({"serving.scheduling", "serving.lora", "hecate.models"}),
@@ -155,7 +158,7 @@ IMPURE = frozenset(
 
 # The boundary files: each may import inside a function, or by a computed name, and for one reason.
 BOUNDARIES = {
-    "hecate/train/logging/sinks.py": "wandb and TensorBoard are loaded only where a run wants them",
+    "hecate/logging/sinks.py": "wandb and TensorBoard are loaded only where a run wants them",
     "hecate/cli/app.py": "a command's module is loaded only when that command runs",
     "hecate/data/readers.py": "what reads tables is loaded only where a table is read",
     "hecate/doctor/network.py": "whether Ray Train imports is what it finds out",
@@ -173,7 +176,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
         {"hecate/bench/peers/deepspeed_moe.py", "hecate/train/dense/deepspeed.py"}
     ),
     "accelerate": frozenset(),
-    "tensorboard": frozenset({"hecate/train/logging/tensorboard.py"}),
+    "tensorboard": frozenset({"hecate/logging/tensorboard.py"}),
     "peft": frozenset({"hecate/bench/peers/peft_model.py"}),
     "ray": frozenset(
         {

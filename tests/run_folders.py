@@ -10,9 +10,9 @@ import numpy as np
 
 from collectives.topology import Link, Topology
 from hecate.fssdp.config import ExpertsConfig
+from hecate.logging.jsonl import JsonlSink
 from hecate.planner.costs import StepCosts
 from hecate.train.loads import LoadsHeader, LoadsRecorder
-from hecate.train.logging.jsonl import JsonlSink
 from hecate.train.profile.overlap import Overlap
 from hecate.train.profile.phases import Label
 from hecate.train.profile.summary import RankProfile, as_record

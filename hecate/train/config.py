@@ -11,13 +11,13 @@ from hecate.config import Config
 from hecate.data.config import DataConfig
 from hecate.fssdp.config import ExpertsConfig
 from hecate.fssdp.routing import RouterConfig
+from hecate.logging import LoggingConfig
 from hecate.mesh import MeshConfig
 from hecate.models.build import ModelConfig
 from hecate.models.lora import LoraConfig
 from hecate.train.dense.config import DenseConfig
 from hecate.train.elastic.config import ElasticConfig
 from hecate.train.ema import EmaConfig
-from hecate.train.logging import LoggingConfig
 from hecate.train.optim import OptimizerConfig, ScheduleConfig
 from hecate.train.parallelism import what_instead
 from hecate.train.profile.config import ProfileConfig

@@ -10,7 +10,7 @@ import torch
 
 from hecate.fssdp import StepMetrics
 from hecate.fssdp.layer_clock import Spent
-from hecate.train.logging import Value
+from hecate.logging import Value
 
 _LOG = logging.getLogger(__name__)
 

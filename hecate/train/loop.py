@@ -15,6 +15,7 @@ from hecate.checkpoint.base import base_identity
 from hecate.checkpoint.store import CheckpointStore
 from hecate.data import MicroBatch, TokenizedCorpus, TrainStream
 from hecate.errors import HecateError
+from hecate.logging import OpenSink, Value
 from hecate.mesh import ParallelContext, naming, sum_over
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
@@ -28,7 +29,6 @@ from hecate.train.expert_figures import (
 )
 from hecate.train.host_memory import FreedMemory
 from hecate.train.loads import LoadsRecorder
-from hecate.train.logging import OpenSink, Value
 from hecate.train.memory import memory_values
 from hecate.train.metrics import (
     PhaseClock,

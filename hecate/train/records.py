@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from hecate.fssdp.measure import measured_costs
+from hecate.logging import OpenSink, Run, open_sinks
 from hecate.mesh import ParallelContext
 from hecate.planner.policies.protocol import Reckoning
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
 from hecate.train.loads import FILE, LoadsHeader, LoadsRecorder
-from hecate.train.logging import OpenSink, Run, open_sinks
 from hecate.train.memory import resident_bytes
 from hecate.train.starts import environment, record_start
 

@@ -25,12 +25,12 @@ from rich.console import Console
 from collectives.transports import Launch, Steps, Transport
 from hecate.checkpoint.store import CheckpointStore
 from hecate.fssdp.experts import ExpertKernel, ExpertMath, HeldExperts, Saved
+from hecate.logging.jsonl import JsonlSink
 from hecate.mesh import ParallelContext
 from hecate.train.build import build_trainer
 from hecate.train.config import RunConfig
 from hecate.train.host_memory import FreedMemory
 from hecate.train.inputs import read_inputs
-from hecate.train.logging.jsonl import JsonlSink
 from hecate.train.loop import TrainingLoop
 from hecate.train.metrics import PhaseClock
 from hecate.train.profile import Recorder

@@ -11,17 +11,17 @@ import logging
 from contextlib import ExitStack
 from typing import cast
 
-from hecate.train.logging.config import LoggingConfig, SinkName
-from hecate.train.logging.lasting import Lasting
-from hecate.train.logging.protocol import OpenSink, Run, Sink
+from hecate.logging.config import LoggingConfig, SinkName
+from hecate.logging.lasting import Lasting
+from hecate.logging.protocol import OpenSink, Run, Sink
 
 _LOG = logging.getLogger(__name__)
 
 SINKS: dict[SinkName, str] = {
-    "console": "hecate.train.logging.console:ConsoleSink",
-    "jsonl": "hecate.train.logging.jsonl:JsonlSink",
-    "wandb": "hecate.train.logging.wandb:WandbSink",
-    "tensorboard": "hecate.train.logging.tensorboard:TensorBoardSink",
+    "console": "hecate.logging.console:ConsoleSink",
+    "jsonl": "hecate.logging.jsonl:JsonlSink",
+    "wandb": "hecate.logging.wandb:WandbSink",
+    "tensorboard": "hecate.logging.tensorboard:TensorBoardSink",
 }
 PACKAGES: dict[SinkName, str] = {"wandb": "wandb", "tensorboard": "tensorboard"}
 """What has to be installed for a sink, beside what Hecate needs."""
@@ -31,7 +31,7 @@ def open_sinks(config: LoggingConfig, run: Run, *, rank: int) -> list[OpenSink]:
     """The sinks that ``config`` names, on rank 0; none on other ranks.
 
     One whose package is missing is left out with a warning. Whatever a sink cannot write later is
-    warned of once, and training goes on; what cannot be begun raises ``StorageError``.
+    warned of once, and the run goes on; what cannot be begun raises ``StorageError``.
     """
     if rank != 0:
         return []
@@ -47,11 +47,10 @@ def open_sinks(config: LoggingConfig, run: Run, *, rank: int) -> list[OpenSink]:
                 if (missing.name or "").partition(".")[0] != package:
                     raise
                 _LOG.warning(
-                    "%s is not installed, and the run is not logged there (pip install %s, or take "
-                    "%s out of logging.sinks)",
+                    "%s is not installed, and the run is not logged there (pip install %s, or do "
+                    "not ask for it)",
                     package,
                     package,
-                    name,
                 )
                 continue
             sinks.append(Lasting(name, kind.open(config, run)))

@@ -9,7 +9,7 @@ import pytest
 from disks import small_disk
 
 from hecate.errors import StorageError
-from hecate.train.logging.jsonl import JsonlSink
+from hecate.logging.jsonl import JsonlSink
 
 
 def _records(path):

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from rich.console import Console
 
-from hecate.train.logging.config import LoggingConfig
+from hecate.logging.config import LoggingConfig
 
 Value = float | Sequence[float] | Sequence[Sequence[float]]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Self
 
 from hecate.errors import StorageError
-from hecate.train.logging.appends import WholeAppends
-from hecate.train.logging.config import LoggingConfig
-from hecate.train.logging.protocol import Run, Value
+from hecate.logging.appends import WholeAppends
+from hecate.logging.config import LoggingConfig
+from hecate.logging.protocol import Run, Value
 
 
 class JsonlSink:

@@ -20,9 +20,9 @@ import numpy as np
 import wandb
 
 from hecate.errors import StorageError
-from hecate.train.logging.config import LoggingConfig
-from hecate.train.logging.protocol import Run, Value
-from hecate.train.logging.sections import charts_of
+from hecate.logging.config import LoggingConfig
+from hecate.logging.protocol import Run, Value
+from hecate.logging.sections import charts_of
 
 _LOG = logging.getLogger(__name__)
 _MAX_BINS = 512  # what a wandb histogram holds

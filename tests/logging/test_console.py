@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from terminals import on_a_terminal, screen
 
-from hecate.train.logging.console import ConsoleSink
+from hecate.logging.console import ConsoleSink
 
 VALUES = {
     "loss": 2.34567,
@@ -107,8 +107,8 @@ def test_a_terminal_shows_on_one_line_what_it_has_room_for(width, shown):
 _ON_A_TERMINAL = """
 import sys
 from pathlib import Path
-from hecate.train.logging import LoggingConfig, Run
-from hecate.train.logging.console import ConsoleSink
+from hecate.logging import LoggingConfig, Run
+from hecate.logging.console import ConsoleSink
 from hecate.train.notices import saying
 
 run = Run(Path("run"), "toy", 40)

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hecate.errors import StorageError
-from hecate.train.logging import SINKS, LoggingConfig, Run, open_sinks
-from hecate.train.logging.config import SinkName
-from hecate.train.logging.console import ConsoleSink
-from hecate.train.logging.jsonl import JsonlSink
-from hecate.train.logging.sinks import sink_class
+from hecate.logging import SINKS, LoggingConfig, Run, open_sinks
+from hecate.logging.config import SinkName
+from hecate.logging.console import ConsoleSink
+from hecate.logging.jsonl import JsonlSink
+from hecate.logging.sinks import sink_class
 
 
 def test_every_name_has_a_class_and_every_class_a_name():
@@ -81,7 +81,7 @@ WITHOUT = """
 import sys, logging
 sys.modules.update(dict.fromkeys({missing}))  # importing them raises ModuleNotFoundError
 from pathlib import Path
-from hecate.train.logging import LoggingConfig, Run, open_sinks
+from hecate.logging import LoggingConfig, Run, open_sinks
 sinks = open_sinks(
     LoggingConfig(sinks=("jsonl", "wandb", "tensorboard")), Run(Path({folder!r}), "toy", 10), rank=0
 )

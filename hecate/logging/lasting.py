@@ -1,4 +1,4 @@
-"""A sink that outlives what it writes to: a full disk is no reason for training to end."""
+"""A sink that outlives what it writes to: a full disk is no reason for a run to end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from hecate.errors import StorageError
-from hecate.train.logging.protocol import OpenSink, Value
+from hecate.logging.protocol import OpenSink, Value
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Lasting:
                 got = error.got if isinstance(error, StorageError) else error.strerror or str(error)
                 what = error.what if isinstance(error, StorageError) else "metrics are not written"
                 _LOG.warning(
-                    "%s%s (%s): training goes on, and %s may lack steps",
+                    "%s%s (%s): the run goes on, and %s may lack steps",
                     where,
                     what,
                     got,

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from hecate.train.logging.config import LoggingConfig
-from hecate.train.logging.protocol import Run, Value
+from hecate.logging.config import LoggingConfig
+from hecate.logging.protocol import Run, Value
 
 TELLING = ("loss", "left", "speed", "imbalance")
 SHORTEST_BAR = 4

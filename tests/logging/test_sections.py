@@ -1,6 +1,6 @@
 """Charts and their sections, by hand."""
 
-from hecate.train.logging.sections import charts_of
+from hecate.logging.sections import charts_of
 
 
 def test_curves_are_grouped_and_layers_become_maps() -> None:

@@ -13,9 +13,9 @@ from disks import small_disk
 from wandb.proto.wandb_internal_pb2 import Record
 
 from hecate.errors import StorageError
-from hecate.train.logging import LoggingConfig, open_sinks
-from hecate.train.logging.protocol import Run
-from hecate.train.logging.wandb import WandbSink, has_credentials
+from hecate.logging import LoggingConfig, open_sinks
+from hecate.logging.protocol import Run
+from hecate.logging.wandb import WandbSink, has_credentials
 
 
 @pytest.fixture(autouse=True)

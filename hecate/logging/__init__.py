@@ -14,8 +14,8 @@
 | tensorboard.py | TensorBoard's event files |
 """
 
-from hecate.train.logging.config import LoggingConfig
-from hecate.train.logging.protocol import OpenSink, Run, Sink, Value
-from hecate.train.logging.sinks import SINKS, open_sinks
+from hecate.logging.config import LoggingConfig
+from hecate.logging.protocol import OpenSink, Run, Sink, Value
+from hecate.logging.sinks import SINKS, open_sinks
 
 __all__ = ["SINKS", "LoggingConfig", "OpenSink", "Run", "Sink", "Value", "open_sinks"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hecate.train.logging.protocol import Run
-from hecate.train.logging.tensorboard import TensorBoardSink
+from hecate.logging.protocol import Run
+from hecate.logging.tensorboard import TensorBoardSink
 
 
 def run(folder: Path, resumed_step: int = 0) -> Run:

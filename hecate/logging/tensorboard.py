@@ -19,10 +19,10 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from hecate.train.logging.appends import WholeAppends
-from hecate.train.logging.config import LoggingConfig
-from hecate.train.logging.protocol import Run, Value
-from hecate.train.logging.sections import charts_of
+from hecate.logging.appends import WholeAppends
+from hecate.logging.config import LoggingConfig
+from hecate.logging.protocol import Run, Value
+from hecate.logging.sections import charts_of
 
 FOLDER = "tensorboard"
 FILES = "events.out.tfevents."

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hecate.train.logging.protocol import Value
+from hecate.logging.protocol import Value
 
 MOST_NUMBERS = 4096  # in all heat maps of a metric: about as many as can be told apart
 
