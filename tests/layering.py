@@ -122,6 +122,8 @@ PURE = frozenset(
         "serving.api.tools",
         "serving.bench.timings",
         "serving.app.autoscaling",
+        "serving.app.figures",
+        "serving.app.latency",
         "serving.caches.prefix",
         "serving.caches.prefix.none",
         "serving.caches.prefix.protocol",

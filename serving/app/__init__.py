@@ -9,6 +9,9 @@
 | autoscaling.py | decides | what waits, tokens in flight -> how many replicas |
 | replica.py | executes | an engine -> a replica; one message for each step |
 | replicas.py | executes | all replicas -> the `Backend` of an ingress |
+| latency.py | decides | a replica's deltas -> how long its answers take |
+| figures.py | decides | how replicas are and were -> rows of charts |
+| recorder.py | executes | what replicas tell -> Weights & Biases |
 | adapters.py | executes | adapters that requests load -> all replicas, later ones too |
 | ingress.py | executes | a backend -> HTTP |
 | listener.py | executes | HTTP without a proxy of Ray's |

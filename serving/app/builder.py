@@ -12,8 +12,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from serving.api.tenants import read_keys
 from serving.app.autoscaling import LoadPolicy
-from serving.app.config import AppConfig, ReplicasConfig
+from serving.app.config import AppConfig, ReplicasConfig, ServingConfig
 from serving.app.ingress import ListeningIngress, ProxiedIngress
+from serving.app.recorder import RecorderReplica
 from serving.app.replica import EngineReplica
 from serving.app.router import TokensInFlightRouter
 from serving.engine.protocol import Engine
@@ -53,7 +54,17 @@ def build_app(config: AppConfig, make_engine: Callable[[], Engine], folder: Path
         max_ongoing_requests=UNBOUNDED,
         graceful_shutdown_timeout_s=replicas.drain_s,
     )
-    return ingress.bind(engines.bind(make_engine), config, keys, str(folder))
+    recorder = None
+    if config.wandb.mode != "off":
+        named = isinstance(config, ServingConfig) and config.engine.name
+        recorder = (
+            serve.deployment(RecorderReplica)
+            .options(name="recorder", ray_actor_options={"num_cpus": 0})
+            .bind(config.wandb, named or folder.name, config.model_dump(mode="json"))
+        )
+    # They tell twice for each row, so that every row has news.
+    bound = engines.bind(make_engine, recorder, config.wandb.every_s / 2)
+    return ingress.bind(bound, config, keys, str(folder))
 
 
 def _autoscaling(replicas: ReplicasConfig) -> AutoscalingConfig:

@@ -68,6 +68,19 @@ class RayConfig(Config):
     object_store_mib: int = Field(default=256, ge=76)
 
 
+class WandbConfig(Config):
+    """Figures of every replica to Weights & Biases: a run of its own for each start, in ``folder``.
+
+    ``mode`` ``online`` uploads with the credentials that ``wandb login`` left on the machine where
+    it runs; without any, and ``offline``, ``wandb sync`` finds the run in ``folder``.
+    """
+
+    mode: Literal["off", "offline", "online"] = "off"
+    project: str = "hecate"
+    folder: str = "runs/serve"
+    every_s: float = Field(default=10.0, gt=0)
+
+
 class AppConfig(Config):
     """All but the engine."""
 
@@ -76,6 +89,7 @@ class AppConfig(Config):
     http: HttpConfig = HttpConfig()
     ingress: IngressConfig = IngressConfig()
     replicas: ReplicasConfig = ReplicasConfig()
+    wandb: WandbConfig = WandbConfig()
 
     @property
     def ingress_listens(self) -> bool:

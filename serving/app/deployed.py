@@ -16,7 +16,13 @@ from typing import Any
 from hecate.config import Config, parse_config
 from serving.api import ApiConfig, Prompts
 from serving.app.builder import build_app
-from serving.app.config import AppConfig, HttpConfig, IngressConfig, ReplicasConfig
+from serving.app.config import (
+    HttpConfig,
+    IngressConfig,
+    ReplicasConfig,
+    ServingConfig,
+    WandbConfig,
+)
 from serving.engine.build import build_engine
 from serving.engine.config import EngineConfig
 
@@ -29,6 +35,7 @@ class DeployedConfig(Config):
     api: ApiConfig = ApiConfig()
     ingress: IngressConfig = IngressConfig()
     replicas: ReplicasConfig = ReplicasConfig()
+    wandb: WandbConfig = WandbConfig()
 
 
 def app(args: Mapping[str, Any]) -> Any:
@@ -36,14 +43,16 @@ def app(args: Mapping[str, Any]) -> Any:
 
     Raises ``ConfigError`` and ``TokenizerError``.
     """
-    config = parse_config(DeployedConfig, args, "args")
-    folder = Path(config.engine.model)
+    given = parse_config(DeployedConfig, args, "args")
+    folder = Path(given.engine.model)
     Prompts.of_folder(folder)  # its error here, where whoever deploys gets to see it
-    engine = config.engine.model_copy(update={"name": config.engine.name or folder.name})
-    rest = AppConfig(
+    engine = given.engine.model_copy(update={"name": given.engine.name or folder.name})
+    config = ServingConfig(
+        engine=engine,
         http=HttpConfig(through="proxy"),
-        api=config.api,
-        ingress=config.ingress,
-        replicas=config.replicas,
+        api=given.api,
+        ingress=given.ingress,
+        replicas=given.replicas,
+        wandb=given.wandb,
     )
-    return build_app(rest, partial(build_engine, engine), folder)
+    return build_app(config, partial(build_engine, engine), folder)

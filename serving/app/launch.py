@@ -47,7 +47,10 @@ def serve_until_stopped(
     engine = config.engine.model_copy(update={"model": str(folder)})
     # On a cluster the port may be that of the app that this one takes over from.
     http = free_http(config.http) if config.ray.address == "local" else config.http
-    config = config.model_copy(update={"http": http})
+    kept = config.wandb.model_copy(
+        update={"folder": str(Path(config.wandb.folder).expanduser().absolute())}
+    )
+    config = config.model_copy(update={"engine": engine, "http": http, "wandb": kept})
     app = build_app(config, partial(build_engine, engine), folder)
     cpus = config.replicas.max * config.replicas.num_cpus + config.ingress.num_cpus
     with _ray(config.ray, cpus):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray import serve
 
@@ -18,6 +20,7 @@ from serving.app.messages import (
     Ticket,
     Vectors,
 )
+from serving.app.recorder import Telling
 from serving.engine.protocol import Engine, EngineFacts
 from serving.errors import EngineDead, ServingError
 from serving.request import Delta, Request
@@ -41,7 +44,10 @@ class EngineReplica:
     requests, one message for each step, and ends when it has had none for a while.
     """
 
-    async def __init__(self, make_engine: Callable[[], Engine]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, make_engine: Callable[[], Engine], recorder: Any = None, every_s: float = 0.0
+    ) -> None:
+        """``recorder``: Serve's handle of one, told of this replica every ``every_s``, or None."""
         self._name = serve.get_replica_context().replica_id.unique_id
         self._outboxes: dict[str, _Outbox] = {}
         self._owners: dict[str, str] = {}
@@ -50,11 +56,17 @@ class EngineReplica:
         self._engine = make_engine()
         await self._engine.start()
         self._reading = asyncio.ensure_future(self._read())
+        self._telling: Telling | None = None
+        if recorder is not None:
+            self._telling = Telling(self._name, self._engine, recorder, every_s, time.monotonic)
+            self._told = asyncio.ensure_future(self._telling.run())
 
     async def submit(self, ticket: Ticket, ingress: str, request: Request) -> Admission:
         outbox = self._outboxes.setdefault(ingress, _Outbox())
         outbox.left[request.request_id] = request.n
         self._owners[request.request_id] = ingress
+        if self._telling is not None:
+            self._telling.begin(request.request_id)
         try:
             await self._engine.submit(request)
         except ServingError as error:
@@ -144,6 +156,8 @@ class EngineReplica:
         if hasattr(self, "_reading"):
             await self._engine.close()
             self._reading.cancel()
+            if self._telling is not None:
+                self._told.cancel()
 
     async def _read(self) -> None:
         try:
@@ -163,12 +177,16 @@ class EngineReplica:
         outbox = self._outboxes[ingress]
         outbox.deltas.append(delta)
         outbox.news.set()
+        if self._telling is not None:
+            self._telling.take(delta)
         if delta.finish is not None:
             outbox.left[delta.request_id] -= 1
             if not outbox.left[delta.request_id]:
                 self._forget(delta.request_id)
 
     def _forget(self, request_id: str) -> None:
+        if self._telling is not None:
+            self._telling.end(request_id)
         ingress = self._owners.pop(request_id, None)
         if ingress is not None:
             self._outboxes[ingress].left.pop(request_id, None)

@@ -2,15 +2,12 @@
 
 import json
 import logging
-import struct
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from disks import small_disk
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb_files import history, records
 
 from hecate.errors import StorageError
 from hecate.logging import LoggingConfig, open_sinks
@@ -40,48 +37,6 @@ def _run(folder, resumed_step=0):
     )
 
 
-def _records(path: Path):
-    """The records of a .wandb file, once wandb's own process has written the last of them."""
-    deadline = time.monotonic() + 30
-    while True:
-        records = list(_parse(path))
-        if any(record.HasField("exit") for record in records):
-            return records
-        assert time.monotonic() < deadline, f"{path} was never finished"
-        time.sleep(0.02)
-
-
-def _parse(path: Path):
-    """A .wandb file is a LevelDB log behind seven bytes of header."""
-    data, at, partial = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        room = 32768 - at % 32768
-        if room < 7:
-            at += room
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if at + 7 + length > len(data):
-            return
-        partial += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, last
-            yield Record.FromString(partial)
-            partial = b""
-
-
-def _history(path: Path):
-    rows = []
-    for record in _records(path):
-        if record.HasField("history"):
-            rows.append(
-                {
-                    item.key or ".".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.history.item
-                }
-            )
-    return rows
-
-
 def _said(caplog):
     return [r.getMessage() for r in caplog.records if r.name.startswith("hecate.")]
 
@@ -100,14 +55,14 @@ def test_an_offline_run_lies_in_the_run_folder_and_resumes_with_its_id(tmp_path)
     (path,) = _files(folder)
     run_id = (folder / "wandb" / "run-id").read_text().strip()
     assert path.name == f"run-{run_id}.wandb"
-    first, second = _history(path)
+    first, second = history(path)
     assert first["step"] == 10 and first["train/loss"] == 2.5
     assert first["load/dead/mean"] == 0.5 and first["load/dead/max"] == 1
     assert first["load/dead/by_layer.values"] == [1, 0]
     assert first["experts/tokens_per_expert/layer_0.values"] == [4, 0, 2]
     assert first["experts/tokens_per_expert/layer_0.bins"] == [0, 1, 2, 3]
     assert second["step"] == 20
-    (record,) = (r.run for r in _records(path) if r.HasField("run"))
+    (record,) = (r.run for r in records(path) if r.HasField("run"))
     assert (record.display_name, record.project, record.run_id) == ("toy", "p", run_id)
     config = {item.key: json.loads(item.value_json) for item in record.config.update}
     assert config["train"] == {"steps": 40}
@@ -124,7 +79,7 @@ def test_an_offline_run_lies_in_the_run_folder_and_resumes_with_its_id(tmp_path)
     again.close()
     assert (folder / "wandb" / "run-id").read_text().strip() == run_id
     assert {path.name for path in _files(folder)} == {f"run-{run_id}.wandb"}
-    assert [row["train/loss"] for path in _files(folder) for row in _history(path)][-1] == 1.75
+    assert [row["train/loss"] for path in _files(folder) for row in history(path)][-1] == 1.75
 
 
 def test_a_new_run_in_an_old_folder_gets_a_new_id(tmp_path):
@@ -139,7 +94,7 @@ def test_more_experts_than_a_histogram_holds_are_pooled(tmp_path):
     sink = WandbSink(_run(tmp_path), mode="offline", project="p")
     sink.log(1, {"load/tokens_per_expert": [[1] * 1025]})
     sink.close()
-    ((row,),) = (_history(path) for path in _files(tmp_path))
+    ((row,),) = (history(path) for path in _files(tmp_path))
     heights = row["experts/tokens_per_expert/layer_0.values"]
     edges = row["experts/tokens_per_expert/layer_0.bins"]
     assert sum(heights) == 1025 and len(heights) <= 512
@@ -172,7 +127,7 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline(tmp_path, monkeypa
         wandb.teardown()
     (message,) = _said(caplog)
     assert "did not answer" in message and "\n" not in message
-    assert [row["train/loss"] for path in _files(tmp_path) for row in _history(path)] == [1.0]
+    assert [row["train/loss"] for path in _files(tmp_path) for row in history(path)] == [1.0]
 
 
 def test_credentials_are_found_where_wandb_login_puts_them(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from jobs import TOY, set_, succeed, write_config, write_corpus
 from peft_adapters import EXPERTS, merged, save_adapter
 from rule_engine import TEMPLATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wandb_files import history
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -78,6 +79,8 @@ def url(trained: Path) -> Iterator[str]:
         engine__memory__kv_gib=0.01,
         engine__threads=1,
         engine__lora__slots=2,
+        wandb__mode="offline",
+        wandb__every_s=0.5,
     )
     server = subprocess.Popen(
         [sys.executable, "-m", "hecate", "serve", "base", *words],
@@ -99,6 +102,11 @@ def url(trained: Path) -> Iterator[str]:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=120)
     assert server.returncode == 0
+    (figures,) = trained.glob("runs/serve/wandb/offline-run-*/*.wandb")
+    rows = history(figures)
+    assert any(row["replicas/all"] == 1 for row in rows)
+    assert any(row.get("tokens_per_s/all", 0) > 0 for row in rows)
+    assert any(name.startswith("ttft_s/") for row in rows for name in row)
 
 
 def expected(trained: Path, *, adapted: bool) -> str:
