@@ -15,8 +15,8 @@ class HttpConfig(Config):
     """Where the app listens; ``0.0.0.0`` for other machines too. Port 0 takes one that is free.
 
     ``through``: who does. ``ingress``: its replicas themselves, which costs least, each on its own
-    machine; ``proxy``: Ray Serve's proxies, on every machine of a cluster; ``auto``: the ingress
-    where Ray is of this machine alone, proxies on a cluster.
+    machine, and with a gap when one is replaced; ``proxy``: Ray Serve's proxies, on every machine
+    of a cluster; ``auto``: the ingress where Ray is of this machine alone, proxies on a cluster.
     """
 
     host: str = "127.0.0.1"

