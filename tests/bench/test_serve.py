@@ -8,14 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import save_served
+from served import save_served, token_bytes
 from transformers import AutoConfig
 
 from hecate.bench.serve.contender import ContenderFailed, started
-from hecate.bench.serve.margins import OfflineCell, offline_row, overhead, stack_rows, summary
+from hecate.bench.serve.margins import (
+    OfflineCell,
+    offline_row,
+    overhead,
+    pressure_row,
+    stack_rows,
+    summary,
+)
 from hecate.bench.serve.models import MODELS, tokenizer_of, write_model
 from hecate.bench.serve.offline import Cell, rates
 from hecate.bench.serve.online import Load, loads, prefix_gain, random_demand
+from hecate.bench.serve.pressure import (
+    RECOMPUTE,
+    ROOMY,
+    SWAP,
+    Pressure,
+    under_pressure,
+)
 from hecate.bench.serve.roofline import Machine, Needs, least_seconds, needs_of
 from hecate.bench.serve.sides import NATIVE, VLLM, Setting, online
 from hecate.bench.serve.stack import FirstToken, Stack
@@ -97,7 +111,14 @@ def test_rows_and_summary_by_hand() -> None:
     assert overhead(stack) == pytest.approx(0.2)  # of 0.05, 0.2 and 0.2
     first = FirstToken(0.020, 0.026)
     assert [r["ratio"] for r in stack_rows("m", [stack], first)] == pytest.approx([0.8, 1.3])
-    assert summary([fast, slow], [load], [stack], [first], [(1.0, 0.1)]) == pytest.approx(
+    found = {ROOMY: [9.0], RECOMPUTE: [3.0, 1.0, 2.0], SWAP: [5.0, 2.0, 4.0]}
+    counts = {"preemptions_total": 4, "swap_outs_total": 3, "recomputed_tokens_total": 2}
+    pressed = Pressure("m", CELL, 0.3, found, dict.fromkeys(found, counts))
+    row = pressure_row(pressed)
+    assert (row["native"], row["other"], row["ratio"]) == (4.0, 2.0, 2.0)  # of 1.7, 2 and 2
+    assert summary(
+        [fast, slow], [load], [stack], [first], [(1.0, 0.1)], [pressed]
+    ) == pytest.approx(
         {
             "min_throughput_vs_vllm": 0.8,
             "geomean_throughput_vs_vllm": math.sqrt(1.6),
@@ -105,6 +126,7 @@ def test_rows_and_summary_by_hand() -> None:
             "stack_overhead": 0.2,
             "stack_ttft_added_ms": 6.0,
             "prefix_ttft_gain": 10.0,
+            "swap_vs_recompute": 2.0,
         }
     )
 
@@ -113,7 +135,7 @@ def test_without_vllm_its_columns_say_so() -> None:
     cell = OfflineCell("m", CELL, {NATIVE: [20.0]}, roofline=40)
     row = offline_row(cell)
     assert (row["other"], row["beside"], row["ratio"]) == (None, "vLLM is not installed", None)
-    assert math.isnan(summary([cell], [], [], [], [])["min_throughput_vs_vllm"])
+    assert math.isnan(summary([cell], [], [], [], [], [])["min_throughput_vs_vllm"])
 
 
 def test_our_engine_in_its_process(tmp_path: Path) -> None:
@@ -135,3 +157,26 @@ def test_our_engine_in_its_process(tmp_path: Path) -> None:
         load = engine.ask({"do": "load"}, timeout_s=20)
         assert load["prefix_hit_tokens_total"] == 96
     assert said[0].startswith("batch 2, 5 in, 4 out: native")
+
+
+def test_answers_that_outgrow_the_memory(tmp_path: Path) -> None:
+    """It takes as long as three engines take to start."""
+    folder = tmp_path / "toy"
+    model = save_served(folder, "qwen3")
+    setting = Setting(folder, 1, 128, 8, 0.01, "float32", python="")
+    cell = Cell(4, 20, 60)
+    found = under_pressure(
+        "toy",
+        cell,
+        setting,
+        share=0.4,
+        kv_bytes=token_bytes(model),
+        rounds=1,
+        vocabulary=300,
+        folder=tmp_path,
+        say=lambda line: None,
+    )
+    assert set(found.rates) == {ROOMY, RECOMPUTE, SWAP}
+    assert found.loads[ROOMY]["preemptions_total"] == 0
+    assert found.loads[RECOMPUTE]["preemptions_total"] > found.loads[RECOMPUTE]["swap_outs_total"]
+    assert found.loads[SWAP]["preemptions_total"] > 0

@@ -10,6 +10,7 @@
 | sides.py | executes | our engine and vLLM's with equal settings, started |
 | offline.py | executes | all requests at once, the sides in turns -> rates |
 | online.py | executes | requests that do not wait -> latencies; a prefix that is known |
+| pressure.py | executes | answers that outgrow the memory, with and without swap -> rates |
 | stack.py | executes | an engine alone and behind ``hecate serve`` |
 | margins.py | decides | measurements -> rows and summary |
 """

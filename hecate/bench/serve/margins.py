@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from hecate.bench.report import Row
 from hecate.bench.serve.offline import Cell
 from hecate.bench.serve.online import Load
+from hecate.bench.serve.pressure import RECOMPUTE, ROOMY, SWAP, Pressure
 from hecate.bench.serve.sides import NATIVE, VLLM
 from hecate.bench.serve.stack import FirstToken, Stack
 from serving.bench.timings import Latencies
@@ -131,6 +132,30 @@ def prefix_row(model: str, cold_s: float, warm_s: float) -> Row:
     }
 
 
+def pressure_row(found: Pressure) -> Row:
+    roomy, again, copied = (
+        statistics.median(found.rates[name]) for name in (ROOMY, RECOMPUTE, SWAP)
+    )
+    counts = ("preemptions_total", "swap_outs_total", "recomputed_tokens_total")
+    return {
+        "model": found.model,
+        "what": f"{found.cell.title}, in {found.share:.0%} of the memory, with swap",
+        "native": copied,
+        "other": again,
+        "beside": f"without; {roomy:,.0f} with all of it",
+        "ratio": swap_gain(found),
+        "unit": "tokens/s",
+        "rounds": {name: list(values) for name, values in found.rates.items()},
+        "counts": {name: {key: load[key] for key in counts} for name, load in found.loads.items()},
+    }
+
+
+def swap_gain(found: Pressure) -> float:
+    """Throughput with swap over that without, the median of all rounds."""
+    pairs = zip(found.rates[SWAP], found.rates[RECOMPUTE], strict=True)
+    return statistics.median(swap / again for swap, again in pairs)
+
+
 def overhead(stack: Stack) -> float:
     """The share of the engine's throughput that the stack takes, the median of all rounds."""
     pairs = zip(stack.alone, stack.behind, strict=True)
@@ -143,6 +168,7 @@ def summary(
     stacks: Sequence[Stack],
     firsts: Sequence[FirstToken],
     prefixes: Sequence[tuple[float, float]],
+    pressures: Sequence[Pressure],
 ) -> dict[str, float]:
     """The figures to compare; NaN for what needs vLLM where it is not installed."""
     ratios = [ratio for cell in cells if (ratio := cell.ratio) is not None]
@@ -160,6 +186,7 @@ def summary(
         "stack_overhead": max((overhead(stack) for stack in stacks), default=math.nan),
         "stack_ttft_added_ms": max(added, default=math.nan),
         "prefix_ttft_gain": min((cold / warm for cold, warm in prefixes), default=math.nan),
+        "swap_vs_recompute": min(map(swap_gain, pressures), default=math.nan),
     }
 
 

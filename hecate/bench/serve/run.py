@@ -23,12 +23,14 @@ from hecate.bench.serve.margins import (
     load_rows,
     offline_row,
     prefix_row,
+    pressure_row,
     stack_rows,
     summary,
 )
 from hecate.bench.serve.models import MODELS, ServedModel, write_model
 from hecate.bench.serve.offline import Cell, fastest_mode, rates
 from hecate.bench.serve.online import Demand, Load, loads, prefix_gain, random_demand, trace_demand
+from hecate.bench.serve.pressure import Pressure, under_pressure
 from hecate.bench.serve.roofline import Machine, least_seconds, measure_machine, needs_of
 from hecate.bench.serve.sides import NATIVE, VLLM, Setting, offline, online
 from hecate.bench.serve.stack import FirstToken, Stack, hecate_serve, measure_stack
@@ -39,6 +41,8 @@ CONTEXT = 2560
 SHORT = tuple(Cell(batch, 128, 64) for batch in (1, 16, 64))
 LONG = tuple(Cell(batch, 512, 128) for batch in (1, 16, 64))
 TRIAL = Cell(16, 128, 64)
+PRESSED = Cell(24, 128, 256)
+PRESSED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Found:
     loads: list[tuple[str, Load]]
     stacks: list[tuple[str, list[Stack], FirstToken]]
     prefixes: list[tuple[str, float, float]]
+    pressures: list[Pressure]
 
 
 def run_bench(options: BenchOptions) -> Report:
@@ -91,7 +96,7 @@ def measure(options: BenchOptions, pace: Pace, folder: Path, say: Say) -> Report
         f"{machine.flops_per_s / 1e9:,.0f} Gflop/s of matmul in {options.dtype}, "
         f"{machine.read_bytes_per_s / 2**30:.1f} GiB/s read"
     )
-    found = Found([], [], [], [])
+    found = Found([], [], [], [], [])
     settings: dict[str, Any] = {}
     notes: list[str] = []
     mode = ""
@@ -119,6 +124,7 @@ def measure(options: BenchOptions, pace: Pace, folder: Path, say: Say) -> Report
             demands += [trace_demand(trace, model.vocab_size) for trace in traces]
             notes += [demand.remark for demand in demands if demand.remark not in ("", *notes)]
             _online(model, setting, pace, demands, folder, found, say)
+            _pressed(model, setting, pace, folder, found, say)
     return report_of(options, pace, machine, settings, notes, found)
 
 
@@ -182,6 +188,24 @@ def _online(
                 found.loads.append((model.title, load))
 
 
+def _pressed(
+    model: ServedModel, setting: Setting, pace: Pace, folder: Path, found: Found, say: Say
+) -> None:
+    needs = needs_of(AutoConfig.from_pretrained(setting.folder), setting_bytes(setting))
+    pressure = under_pressure(
+        model.title,
+        PRESSED,
+        setting,
+        share=PRESSED_SHARE,
+        kv_bytes=needs.kv_bytes,
+        rounds=pace.rounds,
+        vocabulary=model.vocab_size,
+        folder=folder,
+        say=say,
+    )
+    found.pressures.append(pressure)
+
+
 def report_of(
     options: BenchOptions,
     pace: Pace,
@@ -196,6 +220,7 @@ def report_of(
     for title, stacks, first in found.stacks:
         rows += stack_rows(title, stacks, first)
     rows += [prefix_row(*prefix) for prefix in found.prefixes]
+    rows += [pressure_row(pressure) for pressure in found.pressures]
     return Report(
         bench="serve",
         settings={
@@ -214,6 +239,7 @@ def report_of(
             [stack for _, stacks, _ in found.stacks for stack in stacks],
             [first for _, _, first in found.stacks],
             [(cold_s, warm_s) for _, cold_s, warm_s in found.prefixes],
+            found.pressures,
         ),
         notes=(
             "tokens/s: of answers, all requests at once, random prompts, ends ignored; sides take "

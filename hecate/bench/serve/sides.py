@@ -30,7 +30,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 @dataclass(frozen=True)
 class Setting:
     """What both sides are given. ``python``: an interpreter that has vLLM, "" where there is none;
-    ``mode``: which of ``MODES``."""
+    ``mode``: which of ``MODES``. ``swap_gib``: ours alone has it."""
 
     folder: Path
     threads: int
@@ -40,6 +40,7 @@ class Setting:
     dtype: str
     python: str
     mode: str = "compiled"
+    swap_gib: float = 0.0
 
     @property
     def engine(self) -> EngineConfig:
@@ -52,7 +53,7 @@ class Setting:
             threads=self.threads,
             max_tokens=self.context,
             max_waiting=100_000,
-            memory=MemoryConfig(kv_gib=self.kv_gib),
+            memory=MemoryConfig(kv_gib=self.kv_gib, swap_gib=self.swap_gib),
             scheduling=SchedulingConfig(max_sequences=self.sequences),
             lora=LoraConfig(slots=0),
         )
