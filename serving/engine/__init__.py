@@ -17,9 +17,11 @@
 | forward.py | executes | pieces of sequences -> logits, by the model's own code |
 | compiled.py | executes | the same by our kernels, over packed weights |
 | packing.py | executes | weights -> panels, as the kernels read them |
+| panels.py | executes | memory for panels: our own, or one for all replicas of a machine |
 | structure.py | decides | a model -> where the weights are that our kernels know |
 | kernels/ | executes | the kernels, in C++ |
 | loading.py | executes | a Hugging Face folder -> a model with our attention |
+| prepared.py | executes | a folder -> the same, so that all of it can be mapped |
 | sampler.py | executes | logits, each answer's rules -> tokens |
 | grammar.py | executes | a JSON schema, tokens so far -> tokens that may come next |
 | text.py | decides | tokens -> text, whole characters, cut at stop strings |

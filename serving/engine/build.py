@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
 from hecate.errors import ConfigError
+from hecate.folders import cache_folder
 from hecate.models.tokenizer import model_tokenizer
 from serving.caches.prefix import PREFIX_CACHES, PrefixCache
 from serving.engine.adapters import EngineAdapters
@@ -24,11 +25,13 @@ from serving.engine.forward import Forward, HuggingFaceForward
 from serving.engine.grammar import Grammars
 from serving.engine.loading import LoadedModel, digest_of, load_model
 from serving.engine.native import NativeEngine
+from serving.engine.panels import Sharing
 from serving.engine.protocol import Engine, EngineFacts
 from serving.engine.text import Decode
 from serving.engine.worker import Worker
 from serving.memory.blocks import BlockPool
 from serving.memory.kv import PagedKV, bytes_per_block
+from serving.memory.rendezvous import node_folder
 from serving.memory.swap import SwapSpace
 from serving.memory.tiered import HostBlocks, TieredKV
 from serving.memory.tiers import BlockCopy, Tier, Transfer
@@ -72,7 +75,12 @@ def build_worker(config: EngineConfig) -> Worker:
     """Load the model and make its memory. Raises ``ModelError`` and ``TokenizerError``."""
     folder = Path(config.model).expanduser()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    loaded = load_model(folder, dtype=config.dtype, device=torch.device("cuda" if cuda else "cpu"))
+    loaded = load_model(
+        folder,
+        dtype=config.dtype,
+        device=torch.device("cuda" if cuda else "cpu"),
+        prepared=cache_folder() / "weights",
+    )
     tokenizer = model_tokenizer(folder)
     return assemble(
         config,
@@ -136,7 +144,11 @@ def assemble(
     forward: Forward = HuggingFaceForward(model, kv)
     if config.kernels == "auto":
         positions = min(facts.max_tokens, num_blocks * memory.block_tokens)
-        forward = fastest_forward(model, loaded.layers, kv, positions=positions)
+        sharing = None
+        if config.share_weights != "off":
+            small_pages = config.share_weights == "on"
+            sharing = Sharing(loaded.digest, node_folder(), small_pages=small_pages)
+        forward = fastest_forward(model, loaded.layers, kv, positions=positions, sharing=sharing)
     adapters = EngineAdapters(config.lora, model, kv, forward) if config.lora.slots else None
     grammars = Grammars(tokenizer, facts.vocab_size, eos_token_ids)
     decode = decoder(tokenizer)

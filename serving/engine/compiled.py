@@ -15,7 +15,8 @@ from serving.engine.batch import Piece
 from serving.engine.forward import Forward, HuggingFaceForward
 from serving.engine.kernels import library
 from serving.engine.kernels.library import KernelsMissing, kernels
-from serving.engine.packing import Arena, interleaved
+from serving.engine.packing import Arena, panel_memory
+from serving.engine.panels import Sharing
 from serving.engine.structure import (
     Decoder,
     LayerWeights,
@@ -37,15 +38,21 @@ _CHECK_TOKENS = 12
 
 
 def fastest_forward(
-    model: PreTrainedModel, layers: Sequence[LayerShape], kv: PagedKV, *, positions: int
+    model: PreTrainedModel,
+    layers: Sequence[LayerShape],
+    kv: PagedKV,
+    *,
+    positions: int,
+    sharing: Sharing | None = None,
 ) -> Forward:
     """Our kernels where they know the model and compute what it does, or its own code.
 
-    ``positions``: of the longest sequence. Says once why, where it is the model's own code.
+    ``positions``: of the longest sequence. ``sharing``: of packed weights with other replicas; None
+    keeps them to this process. Says once why, where it is the model's own code.
     """
     try:
         threads = torch.get_num_threads()
-        forward = CompiledForward(model, kv, positions=positions, threads=threads)
+        forward = CompiledForward(model, kv, positions=positions, threads=threads, sharing=sharing)
         _check(forward, model, layers)
     except (Unknown, KernelsMissing) as why:
         if model.device.type == "cpu":
@@ -71,10 +78,8 @@ class Buffers:
         dtype = decoder.embedding.dtype
         heads = (decoder.queries + 2 * decoder.keys) * decoder.head_dim
         N = decoder.queries * decoder.head_dim
-        E = max(
-            (layer.router.weight.shape[0] for layer in decoder.layers if layer.router), default=0
-        )
-        F = max(layer.down.weight.shape[-1] for layer in decoder.layers)
+        E = max((layer.router.shape[0] for layer in decoder.layers if layer.router), default=0)
+        F = max(layer.down.shape[-1] for layer in decoder.layers)
         R = tokens * max(1, decoder.chosen if E else 1)
         self.tokens = tokens
         self.hidden_TD = torch.empty(tokens, D)
@@ -107,11 +112,18 @@ class CompiledForward:
     """One decoder on a CPU. ``after``: called after each projection, where it is set.
 
     Raises ``Unknown`` for a model that the kernels do not know, ``KernelsMissing`` where there are
-    none, both before anything is packed. What ``after`` raises is raised by the call.
+    none, both before anything is packed. What ``after`` raises is raised by the call. ``weights``:
+    where the packed ones lie.
     """
 
     def __init__(
-        self, model: PreTrainedModel, kv: PagedKV, *, positions: int, threads: int
+        self,
+        model: PreTrainedModel,
+        kv: PagedKV,
+        *,
+        positions: int,
+        threads: int,
+        sharing: Sharing | None = None,
     ) -> None:
         if model.device.type != "cpu":
             raise Unknown(f"the device {model.device}")
@@ -119,8 +131,10 @@ class CompiledForward:
         self._library = kernels()
         self._bfloat = int(model.dtype == torch.bfloat16)
         self._kept: list[torch.Tensor] = []  # what the structs point to
-        self._arena = Arena(self._library, self._decoder, self._bfloat)
-        self._struct = self._model(kv, positions, self._team(threads))
+        self.weights = panel_memory(self._library, self._decoder, self._bfloat, sharing)
+        with self.weights as memory:
+            arena = Arena(self._library, memory, self._bfloat)
+            self._struct = self._model(kv, positions, self._team(threads), arena)
         self.buffers = Buffers(self._decoder, 1)
         self.tokens = 0  # of the step that is computed: rows of the buffers that count
         self.after: AfterProjection | None = None
@@ -172,9 +186,11 @@ class CompiledForward:
             except BaseException as error:
                 self._error = error
 
-    def _model(self, kv: PagedKV, positions: int, team: int) -> library.Model:
+    def _model(self, kv: PagedKV, positions: int, team: int, arena: Arena) -> library.Model:
         d = self._decoder
-        self._layers = (library.Layer * len(d.layers))(*(self._layer(layer) for layer in d.layers))
+        self._layers = (library.Layer * len(d.layers))(
+            *(self._layer(layer, arena) for layer in d.layers)
+        )
         has_norm = d.layers[0].q_norm is not None
         norm = 0
         if has_norm:
@@ -193,7 +209,7 @@ class CompiledForward:
             final_norm=self._floats(d.final_norm),
             cos_sin=self._floats(_cos_sin(d, positions)),
             embedding=d.embedding.data_ptr(),
-            head=self._packed(d.head),
+            head=self._packed(d.head, arena),
         )
         self.over(kv)
         return self._struct
@@ -203,23 +219,24 @@ class CompiledForward:
         weakref.finalize(self, self._library.hecate_dismiss, team)
         return team
 
-    def _layer(self, layer: LayerWeights) -> library.Layer:
+    def _layer(self, layer: LayerWeights, arena: Arena) -> library.Layer:
         return library.Layer(
             input_norm=self._floats(layer.input_norm),
             post_norm=self._floats(layer.post_norm),
             q_norm=self._floats(layer.q_norm),
             k_norm=self._floats(layer.k_norm),
-            qkv=self._packed(layer.qkv),
-            out=self._packed(layer.out),
-            router=self._packed(layer.router) if layer.router else library.Weight(),
-            gate_up=self._packed(interleaved(layer.gate_up)),
-            down=self._packed(layer.down),
+            qkv=self._packed(layer.qkv, arena),
+            out=self._packed(layer.out, arena),
+            router=self._packed(layer.router, arena) if layer.router else library.Weight(),
+            gate_up=self._packed(layer.gate_up, arena, interleave=True),
+            down=self._packed(layer.down, arena),
             window=layer.window,
         )
 
-    def _packed(self, linear: Linear) -> library.Weight:
-        N, K = linear.weight.shape[-2:]
-        return library.Weight(self._arena.pack(linear.weight), self._floats(linear.bias), N, K)
+    def _packed(self, linear: Linear, arena: Arena, *, interleave: bool = False) -> library.Weight:
+        N, K = linear.shape[-2:]
+        address = arena.pack(linear, interleave=interleave)
+        return library.Weight(address, self._floats(linear.bias), N, K)
 
     def _floats(self, tensor: torch.Tensor | None) -> int | None:
         if tensor is None:

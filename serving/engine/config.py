@@ -39,7 +39,9 @@ class EngineConfig(Config):
     the model attends to. ``max_waiting``: answers beyond ``scheduling.max_sequences`` that are
     admitted; more are refused as ``Overloaded``. ``threads``: of torch in the engine; 0 for one a
     core. ``kernels`` ``auto``: compiled ones on a CPU, for families that they know; ``off``: the
-    model's own code. ``stall_s``: how long a step may take before the engine counts as dead.
+    model's own code. ``share_weights``: replicas on a CPU share those that are packed for kernels;
+    ``auto``: where the kernel gives large pages for that, without which decoding is slower.
+    ``stall_s``: how long a step may take before the engine counts as dead.
     """
 
     model: str
@@ -51,6 +53,7 @@ class EngineConfig(Config):
     max_waiting: int = Field(default=256, ge=0)
     threads: int = Field(default=0, ge=0)
     kernels: Literal["auto", "off"] = "auto"
+    share_weights: Literal["auto", "on", "off"] = "auto"
     stall_s: float = Field(default=120.0, gt=0)
     memory: MemoryConfig = MemoryConfig()
     scheduling: SchedulingConfig = SchedulingConfig()

@@ -15,6 +15,7 @@ from hecate.errors import ModelError
 from hecate.models.pretrained import causal_model
 from serving.engine.attention import PAGED, paged_attention, register_paged_attention
 from serving.engine.batch import Batch, Piece, paged_batch, whole_batch
+from serving.engine.prepared import mapped_model
 from serving.memory.kv import LayerShape, PagedKV
 
 _PROBE = "hecate_probe"
@@ -40,17 +41,26 @@ class LoadedModel:
     layers: tuple[LayerShape, ...]
 
 
-def load_model(folder: Path, *, dtype: str, device: torch.device) -> LoadedModel:
+def load_model(
+    folder: Path, *, dtype: str, device: torch.device, prepared: Path | None = None
+) -> LoadedModel:
     """The causal language model in ``folder``, checked against transformers' own attention.
 
     ``dtype``: a torch dtype's name, or ``auto`` for the folder's. Weights are mapped from their
-    safetensors files. Raises ``ModelError`` for a folder that transformers cannot load, or a model
-    with a layer that our attention does not carry, by the layer's name.
+    safetensors files; on a CPU from files in ``prepared`` where transformers converts them. Raises
+    ``ModelError`` for a folder that transformers cannot load, or a model with a layer that our
+    attention does not carry, by the layer's name.
     """
-    model: Any = causal_model(folder, None if dtype == "auto" else getattr(torch, dtype))
+    digest = digest_of(folder)
+    as_dtype = None if dtype == "auto" else getattr(torch, dtype)
+    model: Any
+    if prepared is None or device.type != "cpu":
+        model = causal_model(folder, as_dtype)
+    else:
+        model = mapped_model(folder, as_dtype, digest=digest, cache=prepared)
     model = model.to(device).eval().requires_grad_(False)
     layers = adopt(model)
-    return LoadedModel(model, digest_of(folder), context_tokens(model), layers)
+    return LoadedModel(model, digest, context_tokens(model), layers)
 
 
 def digest_of(folder: Path) -> str:

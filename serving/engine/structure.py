@@ -22,10 +22,25 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Linear:
-    """``weight``: ``[N, K]``, or ``[E, N, K]`` of experts."""
+    """``parts``: the model's own weights ``[n, K]``, one below the other, or one ``[E, N, K]``."""
 
-    weight: torch.Tensor
+    parts: tuple[torch.Tensor, ...]
     bias: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``[N, K]``, or ``[E, N, K]`` of experts."""
+        *experts, _, K = self.parts[0].shape
+        return (*experts, sum(part.shape[-2] for part in self.parts), K)
+
+    @property
+    def matrices(self) -> int:
+        """How many ``[N, K]`` it has."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    def weight(self) -> torch.Tensor:
+        """All of it; a copy, where there are several parts, that nobody keeps."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         embedding=backbone.embed_tokens.weight,
         layers=layers,
         final_norm=backbone.norm.weight,
-        head=Linear(head.weight, head.bias),
+        head=Linear((head.weight,), head.bias),
         rotary=backbone.rotary_emb,
         queries=config.num_attention_heads,
         keys=config.num_key_value_heads,
@@ -108,16 +123,16 @@ def _layer(layer: Any, config: Any) -> LayerWeights:
         parameters = {name for name, _ in experts.named_parameters()}
         if parameters != {"gate_up_proj", "down_proj"} or getattr(experts, "is_transposed", False):
             raise Unknown("how its experts lie in memory")
-        router = Linear(mlp.gate.weight)
-        gate_up, down = Linear(experts.gate_up_proj), Linear(experts.down_proj)
+        router = Linear((mlp.gate.weight,))
+        gate_up, down = Linear((experts.gate_up_proj,)), Linear((experts.down_proj,))
         act = experts.act_fn
     else:
         _children(mlp, "gate_proj up_proj down_proj", "act_fn")
         router = None
         if any(p.bias is not None for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
             raise Unknown("biases of its MLP")
-        gate_up = Linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
-        down, act = Linear(mlp.down_proj.weight), mlp.act_fn
+        gate_up = Linear((mlp.gate_proj.weight, mlp.up_proj.weight))
+        down, act = Linear((mlp.down_proj.weight,)), mlp.act_fn
     if not isinstance(act, SiLUActivation | nn.SiLU):
         raise Unknown(f"the activation {type(act).__name__}")
     return LayerWeights(
@@ -126,10 +141,10 @@ def _layer(layer: Any, config: Any) -> LayerWeights:
         q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
         qkv=Linear(
-            torch.cat([p.weight for p in projections]),
+            tuple(p.weight for p in projections),
             None if biases[0] is None else torch.cat(biases),
         ),
-        out=Linear(attention.o_proj.weight, attention.o_proj.bias),
+        out=Linear((attention.o_proj.weight,), attention.o_proj.bias),
         router=router,
         gate_up=gate_up,
         down=down,
@@ -151,7 +166,7 @@ def _check_sizes(decoder: Decoder, dtype: torch.dtype) -> None:
         "the width": (decoder.embedding.shape[1], step),
         "the head dim": (decoder.head_dim, step),
     }
-    widths = {layer.down.weight.shape[-1] for layer in decoder.layers}
+    widths = {layer.down.shape[-1] for layer in decoder.layers}
     for name, (size, divisor) in [
         *sizes.items(),
         *(("an MLP's width", (width, GATE_COLUMNS)) for width in widths),

@@ -7,6 +7,7 @@
 | attention.h | executes | queries, paged keys and values -> attention |
 | experts.h | executes | router logits -> rows sorted by expert, and back |
 | team.h | executes | a loop -> its turns, on the threads that have a core |
+| pages.h | executes | memory of our own, or shared -> large pages |
 | words.h | - | vectors of floats, and of pairs of bfloat16 |
 | library.py | executes | the sources -> a library, once a machine; its structs |
 """

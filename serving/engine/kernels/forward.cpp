@@ -1,10 +1,9 @@
 // A decoder's forward pass over paged keys and values, one call a step; structs as in library.py.
 //
 // The residual stream and whatever leaves a product is float; what enters one has the weights' type.
-#include <sys/mman.h>
-
 #include "attention.h"
 #include "experts.h"
+#include "pages.h"
 
 enum Projection { QKV, OUT, GATE_UP, DOWN };
 
@@ -186,13 +185,6 @@ void hecate_forward(const Model *model, const Step *step, const Workspace *ws, i
 
 long hecate_packed_bytes(int outputs, int inputs, int bfloat) {
   return long(panels_of(outputs)) * PANEL * inputs * (bfloat ? 2 : 4);
-}
-
-// Large pages for memory that was not touched yet: weights are read from end to end at every step.
-void hecate_huge_pages(void *from, long bytes) {
-  const uintptr_t page = 1 << 21, first = ((uintptr_t)from + page - 1) / page * page;
-  const uintptr_t last = ((uintptr_t)from + bytes) / page * page;
-  if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
 }
 
 void hecate_pack(const void *from, void *to, int outputs, int inputs, int bfloat) {
