@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 from jobs import TOY, set_, succeed, write_config, write_corpus
@@ -97,6 +98,10 @@ def url(trained: Path) -> Iterator[str]:
             if line.startswith("serving base at"):
                 break
         assert said and said[-1].startswith("serving base at"), said
+        started = psutil.Process(server.pid).children(recursive=True)
+        commands = [" ".join(process.cmdline()) for process in started]
+        assert any("ingress" in command for command in commands)
+        assert not [command for command in commands if "ProxyActor" in command]  # at port 8000
         yield f"http://127.0.0.1:{port}"
     finally:
         server.send_signal(signal.SIGINT)
