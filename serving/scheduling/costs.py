@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+_TRIED_EACH = 16  # times that a copy was not worth it
+
 
 @dataclass(frozen=True)
 class Lost:
@@ -49,13 +51,15 @@ class RecoveryCosts:
 
     Recomputing costs what a token of a prompt costs, a swap two copies of each block, the second
     one only when the sequence comes back. What the prefix cache keeps until then costs neither: of
-    what may be lost, the share that it kept of late is expected to be there again.
+    what may be lost, the share that it kept of late is expected to be there again. Copies that look
+    too dear are tried now and then all the same, since nothing else measures them.
     """
 
     def __init__(self) -> None:
         self.token_s = Rate(1e-4)
         self.block_s = Rate(1e-4)
         self.kept = Rate(0.0)
+        self._refused = 0
 
     def computed(self, seconds: float, tokens: int) -> None:
         """A step with tokens of prompts, ``tokens`` in all, took so long."""
@@ -76,7 +80,9 @@ class RecoveryCosts:
         return (lost.copied + back) * self.block_s.each
 
     def swaps(self, lost: Lost) -> bool:
-        return self.swap_s(lost) < self.recompute_s(lost)
+        cheaper = self.swap_s(lost) < self.recompute_s(lost)
+        self._refused = 0 if cheaper else self._refused + 1
+        return cheaper or self._refused % _TRIED_EACH == 0
 
 
 class AlwaysSwap:

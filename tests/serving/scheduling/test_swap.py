@@ -263,6 +263,9 @@ def test_the_cheaper_way_is_by_measured_costs() -> None:
     for _ in range(60):
         costs.computed(5.0, 1000)  # the newest counts
     assert costs.swaps(lost)
+    dear = Lost(tokens=1, blocks=9, copied=9)
+    tried = [costs.swaps(dear) for _ in range(33)]
+    assert [place for place, swapped in enumerate(tried) if swapped] == [15, 31]
 
 
 class Anything(RuleBasedStateMachine):
