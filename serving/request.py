@@ -65,6 +65,7 @@ class Request:
     """One prompt and how it is to be answered, ``n`` times.
 
     ``adapter``: the name of a LoRA adapter that the engine holds, or empty for the model itself.
+    ``adapter_digest``: what the name has to mean, or empty for whatever it means there.
     ``tenant``: whose request it is; no tenant ever meets what another's prompts left in a cache.
     ``priority``: lower goes first, as in vLLM; equal ones in order of ``arrival_s``.
     """
@@ -74,6 +75,7 @@ class Request:
     sampling: Sampling
     n: int = 1
     adapter: str = ""
+    adapter_digest: str = ""
     tenant: str = ""
     priority: int = 0
     arrival_s: float = 0.0

@@ -114,7 +114,7 @@ class RuleEngine:
         if len(request.prompt) + request.sampling.max_tokens > self._facts.max_tokens:
             raise ContextTooLong("too long")
         if request.adapter:
-            self._names.find(request.adapter)
+            self._names.find(request.adapter, request.adapter_digest)
         if len(self._running) >= self._most:
             raise Overloaded("too much is waiting", retry_after_s=1.2)
         script = self._script(request)
@@ -156,6 +156,7 @@ class RuleEngine:
             running=len(self._running),
             tokens_in_flight=flight,
             blocks_used=0,
+            blocks_cached=0,
             blocks_total=8,
             steps_total=self._steps,
             prompt_tokens_total=self._prompt_tokens,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ray.exceptions import RayError
 
@@ -16,7 +17,8 @@ LOG = logging.getLogger("serving.app")
 
 
 class ReplicasAdapters:
-    """``handle``: Serve's, of the engine deployment. ``replicas``: names of those that live.
+    """``handle``: Serve's, of the engine deployment. ``replicas``: names of those that live;
+    ``gone``: told of one that does not.
 
     It remembers what was loaded through it. Where the engines watch a folder they hear of it from
     there as well, whichever ingress it came to; several of these want such a folder.
@@ -28,15 +30,19 @@ class ReplicasAdapters:
         replicas: Callable[[], Sequence[str]],
         most_s: float,
         clock: Callable[[], float],
+        gone: Callable[[str], None],
     ) -> None:
         self._handle = handle
         self._replicas = replicas
         self._most_s = most_s
         self._clock = clock
+        self._gone = gone
         self._loaded: dict[str, tuple[str, str]] = {}  # folder and digest by name
         self._digests: dict[str, str] = {}  # as a replica last reported them
         self._holders: dict[str, set[str]] = {}  # replicas that may have what was loaded here
         self._leaving: dict[str, set[str]] = {}  # those that could not be told of an unload yet
+        # Else who catches up while another content is loaded would bring back the one before.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._changed_s = clock()
 
     def names(self) -> Sequence[str]:
@@ -46,23 +52,28 @@ class ReplicasAdapters:
         """Whether it was loaded here, so that every replica is to have it."""
         return name in self._loaded
 
+    def digest(self, name: str) -> str:
+        """What ``name`` has to mean on every replica; "" for whatever it means there."""
+        return self._loaded.get(name, ("", ""))[1]
+
     def left(self, name: str) -> bool:
         """Whether it was unloaded here, and some replica may answer for it all the same."""
         return name in self._leaving
 
     async def load(self, name: str, folder: str) -> None:
         """Raises what ``Engine.load_adapter`` does, and ``EngineDead``."""
-        first = await self._call("load_adapter", Ticket(), name, folder)
-        if first is None:
-            raise EngineDead("no replica takes adapters now", fix="load it again")
-        if first.refusal is not None:
-            raise first.refusal.error()
-        self._leaving.pop(name, None)
-        self._loaded[name] = (folder, first.digest)
-        self._holders.setdefault(name, set()).add(first.replica)
-        others = [replica for replica in self._replicas() if replica != first.replica]
-        await asyncio.gather(*(self.have(name, replica) for replica in others))
-        self._changed_s = self._clock()
+        async with self._loading(name):
+            first = await self._call("load_adapter", Ticket(), name, folder)
+            if first is None:
+                raise EngineDead("no replica takes adapters now", fix="load it again")
+            if first.refusal is not None:
+                raise first.refusal.error()
+            self._leaving.pop(name, None)
+            self._loaded[name] = (folder, first.digest)
+            self._holders.setdefault(name, set()).add(first.replica)
+            others = [replica for replica in self._replicas() if replica != first.replica]
+            await asyncio.gather(*(self._have(name, replica) for replica in others))
+            self._changed_s = self._clock()
 
     async def unload(self, name: str) -> None:
         """Raises ``ModelNotFound`` where no replica has it.
@@ -85,6 +96,12 @@ class ReplicasAdapters:
 
     async def have(self, name: str, replica: str) -> bool:
         """See to it that ``replica`` has what was loaded here under ``name``."""
+        async with self._loading(name):
+            return await self._have(name, replica)
+
+    async def _have(self, name: str, replica: str) -> bool:
+        if name not in self._loaded:  # unloaded before its turn came
+            return False
         folder, digest = self._loaded[name]
         self._holders.setdefault(name, set()).add(replica)
         change = await self._call("load_adapter", Ticket(replica=replica), name, folder)
@@ -122,6 +139,9 @@ class ReplicasAdapters:
             if name in self._loaded and report.adapters.get(name) != digest:
                 await self.have(name, report.replica)
 
+    def _loading(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
     async def _drop(self, name: str, replica: str) -> bool:
         """Have ``replica`` unload it if it answers; whether it had it."""
         change = await self._call("unload_adapter", Ticket(replica=replica), name)
@@ -134,9 +154,23 @@ class ReplicasAdapters:
         return change.refusal is None
 
     async def _call(self, method: str, ticket: Ticket, *what: str) -> AdapterChange | None:
+        """What came of it; None where the replica does not answer, or is no more."""
         try:
             call = getattr(self._handle, method).remote(ticket, *what)
             change: AdapterChange = await asyncio.wait_for(call, self._most_s)
         except (RayError, TimeoutError):
             return None
+        if ticket.replica not in ("", change.replica):
+            self._forget(ticket.replica)
+            return None
         return change
+
+    def _forget(self, replica: str) -> None:
+        """A replica is no more, and what it had neither."""
+        self._gone(replica)
+        for replicas in self._holders.values():
+            replicas.discard(replica)
+        for name, replicas in list(self._leaving.items()):
+            replicas.discard(replica)
+            if not replicas:
+                del self._leaving[name]

@@ -31,7 +31,8 @@ REFUSALS: dict[str, type[ServingError]] = {
 class Ticket:
     """What the router goes by; the first argument of every call to a replica.
 
-    ``replica``: the only one that will do, or empty. ``avoid``: those that failed this request.
+    ``replica``: the only one that will do, or empty; where it is no more, some other one says so.
+    ``avoid``: those that failed this request.
     ``full``: those that had no place for it, and come last. ``tokens``: what it may come to
     compute. ``probe``: it asks how replicas are, one after the other.
     """

@@ -32,8 +32,8 @@ class LeastTokens:
 
     def order(self, replicas: Sequence[str], ticket: Ticket) -> list[str]:
         """Those of ``replicas`` that will do, the best one first."""
-        if ticket.replica:
-            return [replica for replica in replicas if replica == ticket.replica]
+        if ticket.replica in replicas:
+            return [ticket.replica]
         if ticket.probe:
             return sorted(replicas, key=lambda replica: (self._probes.get(replica, 0), replica))
         left = [replica for replica in replicas if replica not in ticket.avoid]

@@ -41,7 +41,8 @@ class EngineReplica:
     """Every method takes the router's ``Ticket`` first.
 
     ``submit`` admits a request of an ingress; ``listen`` gives that ingress the deltas of all its
-    requests, one message for each step, and ends when it has had none for a while.
+    requests, one message for each step, and ends when it has had none for a while. What is meant
+    for another replica comes here when that one is no more, and is told so.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
@@ -72,9 +73,15 @@ class EngineReplica:
         except ServingError as error:
             self._forget(request.request_id)
             return Admission(self._name, Refusal.of(error))
+        except BaseException:
+            self._forget(request.request_id)
+            raise
         return Admission(self._name)
 
     async def listen(self, ticket: Ticket, ingress: str) -> AsyncIterator[Step]:
+        if gone := self._gone(ticket):
+            yield Step(self._engine.load(), dead=gone)
+            return
         outbox = self._outboxes.setdefault(ingress, _Outbox())
         try:
             yield Step(self._engine.load())
@@ -119,6 +126,8 @@ class EngineReplica:
         return Report(self._name, self.facts, self._engine.load(), adapters, dead)
 
     async def load_adapter(self, ticket: Ticket, name: str, folder: str) -> AdapterChange:
+        if gone := self._gone(ticket):
+            return AdapterChange(self._name, refusal=gone)
         try:
             facts = await self._engine.load_adapter(name, folder)
         except ServingError as error:
@@ -126,6 +135,8 @@ class EngineReplica:
         return AdapterChange(self._name, facts.digest)
 
     async def unload_adapter(self, ticket: Ticket, name: str) -> AdapterChange:
+        if gone := self._gone(ticket):
+            return AdapterChange(self._name, refusal=gone)
         try:
             await self._engine.unload_adapter(name)
         except ServingError as error:
@@ -158,6 +169,14 @@ class EngineReplica:
             self._reading.cancel()
             if self._telling is not None:
                 self._told.cancel()
+
+    def _gone(self, ticket: Ticket) -> Refusal | None:
+        """What to say to a call that was meant for another replica."""
+        if ticket.replica in ("", self._name):
+            return None
+        return Refusal.of(
+            EngineDead("a replica went away", got=ticket.replica, fix="send the request again")
+        )
 
     async def _read(self) -> None:
         try:

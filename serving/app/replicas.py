@@ -11,14 +11,14 @@ import contextvars
 import logging
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.exceptions import RayError
 
 from serving.app.adapters import ReplicasAdapters
 from serving.app.config import IngressConfig
-from serving.app.messages import Report, Step, Ticket
+from serving.app.messages import Admission, Report, Step, Ticket
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.errors import EngineDead, ModelNotFound, Overloaded, ServingError
 from serving.request import Delta, Request
@@ -26,6 +26,7 @@ from serving.request import Delta, Request
 LOG = logging.getLogger("serving.app")
 
 Item = Delta | EngineDead
+FORGET_AFTER = 4  # times the silence that makes a replica count as dead
 
 
 @dataclass
@@ -46,12 +47,14 @@ class Replicas:
         self._ingress = uuid.uuid4().hex
         self._streams: dict[str, _Stream] = {}
         self._listening: dict[str, asyncio.Task[None]] = {}
-        self._cancelling: set[asyncio.Task[None]] = set()
+        self._loose_ends: set[asyncio.Task[None]] = set()
         self._loads: dict[str, tuple[float, EngineLoad]] = {}
         self._report: Report | None = None
         self._heard_s = 0.0
         self._dead: EngineDead | None = None
-        self._adapters = ReplicasAdapters(handle, lambda: list(self._loads), config.admit_s, _now_s)
+        self._adapters = ReplicasAdapters(
+            handle, lambda: list(self._loads), config.admit_s, _now_s, self._gone
+        )
 
     @property
     def facts(self) -> EngineFacts:
@@ -78,9 +81,7 @@ class Replicas:
     async def close(self, request_id: str) -> None:
         stream = self._streams.pop(request_id, None)
         if stream is not None and stream.replica:
-            cancelling = _apart(self._cancel(stream.replica, request_id))
-            self._cancelling.add(cancelling)
-            cancelling.add_done_callback(self._cancelling.discard)
+            self._beside(self._cancel(stream.replica, request_id))
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         tokens = sum(len(prompt) for prompt in prompts)
@@ -124,18 +125,28 @@ class Replicas:
             )
         tokens = len(request.prompt) + request.n * request.sampling.max_tokens
         failure: ServingError | None = None
-        lacking = caught_up = ""
+        lacking = ""
+        caught_up: tuple[str, str] | None = None
         for _ in range(self._config.tries):
             ticket = Ticket(replica=lacking, avoid=stream.avoid, full=stream.full, tokens=tokens)
             lacking = ""
+            digest = self._adapters.digest(request.adapter)
+            asked = replace(request, adapter_digest=digest)
+            call = _answer(self._handle.submit.remote(ticket, self._ingress, asked))
+            admitting = asyncio.ensure_future(call)
             try:
-                call = self._handle.submit.remote(ticket, self._ingress, request)
-                admission = await asyncio.wait_for(call, self._config.admit_s)
+                # Not ``wait_for``, which loses a cancellation that comes with the result (3.11).
+                async with asyncio.timeout(self._config.admit_s):
+                    admission = await asyncio.shield(admitting)
             except RayError as error:
                 failure = _lost(error)
                 continue
             except TimeoutError as error:
+                self._beside(self._withdraw(admitting, request.request_id))
                 raise failure or EngineDead("no replica takes requests now") from error
+            except asyncio.CancelledError:  # its client is gone
+                self._beside(self._withdraw(admitting, request.request_id))
+                raise
             if admission.refusal is None:
                 stream.replica = admission.replica
                 self._listen(admission.replica)
@@ -147,9 +158,13 @@ class Replicas:
                 stream.full |= {admission.replica}
             elif isinstance(failure, ModelNotFound) and self._adapters.knows(request.adapter):
                 lacking = admission.replica
-                if lacking == caught_up or not await self._adapters.have(request.adapter, lacking):
-                    raise failure
-                caught_up = lacking
+                again = (lacking, digest) == caught_up
+                caught_up = (lacking, digest)
+                if again or not await self._adapters.have(request.adapter, lacking):
+                    stream.avoid |= {lacking}
+                    if not self._loads.keys() - stream.avoid:
+                        raise failure
+                    lacking = ""
             else:
                 raise failure
         raise failure or EngineDead("no replica takes requests now")
@@ -165,7 +180,6 @@ class Replicas:
                 if begun or not tries:
                     raise item
                 LOG.warning("%s lost its replica, trying another", stream.request.request_id)
-                stream.avoid |= {stream.replica}
                 await self._submit(stream)
                 continue
             begun = begun or bool(item.tokens)
@@ -195,25 +209,30 @@ class Replicas:
         if dead is not None:
             self._loads.pop(replica, None)
             for stream in self._of(replica):
+                stream.avoid |= {replica}
+                stream.replica = ""
                 stream.queue.put_nowait(dead)
 
     async def _hear_once(self, replica: str) -> EngineDead | None:
         listen = self._handle.options(stream=True).listen
         steps = listen.remote(Ticket(replica=replica), self._ingress).__aiter__()
         try:
-            step: Step = await asyncio.wait_for(anext(steps), self._config.admit_s)
+            async with asyncio.timeout(self._config.admit_s):
+                step: Step = await anext(steps)
         except TimeoutError:
             steps.cancel()
             return EngineDead("a replica went away", fix="send the request again")
         while True:
-            self._loads[replica] = (_now_s(), step.load)
             for delta in step.deltas:
-                if (stream := self._streams.get(delta.request_id)) is not None:
+                stream = self._streams.get(delta.request_id)
+                # What a replica still makes of a request that went elsewhere is nobody's.
+                if stream is not None and replica not in stream.avoid:
                     stream.queue.put_nowait(delta)
             if step.dead is not None:
                 error = step.dead.error()
                 assert isinstance(error, EngineDead)
                 return error
+            self._loads[replica] = (_now_s(), step.load)
             try:
                 step = await anext(steps)
             except StopAsyncIteration:
@@ -221,6 +240,23 @@ class Replicas:
 
     def _of(self, replica: str) -> list[_Stream]:
         return [stream for stream in self._streams.values() if stream.replica == replica]
+
+    async def _withdraw(self, admitting: asyncio.Future[Admission], request_id: str) -> None:
+        """Cancel a request that nobody waits for any more, should a replica yet admit it."""
+        try:
+            admission = await admitting
+        except (RayError, asyncio.CancelledError):
+            return
+        if admission.refusal is None:
+            await self._cancel(admission.replica, request_id)
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = _apart(work)
+        self._loose_ends.add(task)
+        task.add_done_callback(self._loose_ends.discard)
+
+    def _gone(self, replica: str) -> None:
+        self._loads.pop(replica, None)
 
     async def _cancel(self, replica: str, request_id: str) -> None:
         try:
@@ -254,12 +290,19 @@ class Replicas:
         self._report = report
         self._heard_s = _now_s()
         self._loads[report.replica] = (self._heard_s, report.load)
+        oldest_s = self._heard_s - FORGET_AFTER * self._config.silence_s
+        for silent in [name for name, (at_s, _) in self._loads.items() if at_s < oldest_s]:
+            self._gone(silent)
 
 
 def _apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """``work`` as a task that belongs to no HTTP request: Ray Serve cancels the calls of a request
     whose client went away, and may swap the places of those that wait to be routed."""
     return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+async def _answer(call: Any) -> Any:
+    return await call
 
 
 def _now_s() -> float:

@@ -104,7 +104,9 @@ class NativeEngine:
     async def submit(self, request: Request) -> None:
         facts = self.facts
         self._alive()
-        adapter = self._names.find(request.adapter) if request.adapter else None
+        adapter = None
+        if request.adapter:
+            adapter = self._names.find(request.adapter, request.adapter_digest)
         grammar = None
         if request.sampling.grammar is not None:
             assert self._grammars is not None

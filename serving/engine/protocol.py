@@ -32,7 +32,9 @@ class EngineLoad:
     """How busy an engine is, now. ``*_total`` only grow, so that a rate is a difference.
 
     ``tokens_in_flight``: what admitted requests may still come to compute, prompts and answers.
-    ``prefix_hit_tokens_total`` of ``prefix_query_tokens_total``: of prompts, what was cached.
+    ``blocks_cached``: of those used, the ones in the prefix cache, which give way to others; the
+    rest is held by what is being answered. ``prefix_hit_tokens_total`` of
+    ``prefix_query_tokens_total``: of prompts, what was cached.
     Of ``preemptions_total``, ``swap_outs_total`` had their blocks copied to the host, where
     ``swapped_blocks`` are now; ``recomputed_tokens_total`` were lost and computed once more.
     """
@@ -41,6 +43,7 @@ class EngineLoad:
     running: int
     tokens_in_flight: int
     blocks_used: int
+    blocks_cached: int
     blocks_total: int
     steps_total: int
     prompt_tokens_total: int
@@ -72,7 +75,7 @@ class Engine(Protocol):
         """Admit ``request``; its deltas come from ``steps``.
 
         Raises ``InvalidRequest`` (``ContextTooLong`` among them), ``ModelNotFound`` for an adapter
-        that is not there, ``Overloaded``, and ``EngineDead``.
+        that is not there or means another content, ``Overloaded``, and ``EngineDead``.
         """
         ...
 

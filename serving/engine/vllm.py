@@ -94,7 +94,9 @@ class VllmEngine:
 
     async def submit(self, request: Request) -> None:
         self._alive()
-        adapter = self._names.find(request.adapter) if request.adapter else None
+        adapter = None
+        if request.adapter:
+            adapter = self._names.find(request.adapter, request.adapter_digest)
         most = self._config.scheduling.max_sequences
         check_request(
             request,
@@ -196,6 +198,7 @@ class VllmEngine:
             running=self._counts.running,
             tokens_in_flight=sum(each.tokens_left for each in self._open.values()),
             blocks_used=round(self._counts.usage * total),
+            blocks_cached=0,  # vLLM counts what is only cached as free
             blocks_total=total,
             steps_total=self._steps,
             prompt_tokens_total=self._prompt_tokens,

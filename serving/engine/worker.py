@@ -230,6 +230,7 @@ class Worker:
             running=scheduler.running,
             tokens_in_flight=in_flight,
             blocks_used=self._pool.used,
+            blocks_cached=scheduler.blocks_cached,
             blocks_total=self._pool.total,
             steps_total=self._steps,
             prompt_tokens_total=self._prompt_tokens,

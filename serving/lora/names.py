@@ -38,9 +38,9 @@ class AdapterNames:
         if self._watching is not None:
             self._watching.cancel()
 
-    def find(self, name: str) -> AdapterFacts:
-        """Raises ``ModelNotFound``."""
-        return self._registry.find(name)
+    def find(self, name: str, digest: str = "") -> AdapterFacts:
+        """Of ``digest``, where one is given. Raises ``ModelNotFound``."""
+        return self._registry.find(name, digest)
 
     def all(self) -> Sequence[AdapterFacts]:
         return self._registry.all()

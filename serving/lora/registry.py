@@ -26,10 +26,11 @@ class Registry:
         del self._facts[name]
         return facts
 
-    def find(self, name: str) -> AdapterFacts:
-        """Raises ``ModelNotFound``."""
+    def find(self, name: str, digest: str = "") -> AdapterFacts:
+        """What ``name`` means, if it is of ``digest``, where one is given. Raises
+        ``ModelNotFound``."""
         facts = self._facts.get(name)
-        if facts is None:
+        if facts is None or digest not in ("", facts.digest):
             known = ", ".join(sorted(self._facts)[:8]) or "none is loaded"
             raise ModelNotFound(
                 f"there is no adapter {name} here",

@@ -58,6 +58,10 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def blocks_cached(self) -> int:
+        return len(self._prefix)
+
+    @property
     def sequences(self) -> Mapping[int, Sequence]:
         return self._sequences
 

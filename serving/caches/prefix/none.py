@@ -13,6 +13,9 @@ class NoPrefix:
     def __init__(self, pool: BlockPool) -> None:
         pass
 
+    def __len__(self) -> int:
+        return 0
+
     def match(self, scope: bytes, tokens: Sequence[int]) -> list[int]:
         return []
 

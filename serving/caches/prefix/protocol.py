@@ -14,6 +14,10 @@ class PrefixCache(Protocol):
     a reference of its own on every block in it.
     """
 
+    def __len__(self) -> int:
+        """Blocks in the cache."""
+        ...
+
     def match(self, scope: bytes, tokens: Sequence[int]) -> list[int]:
         """The blocks of the longest beginning of ``tokens`` that is there, held for the caller."""
         ...

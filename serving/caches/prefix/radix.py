@@ -38,7 +38,6 @@ class RadixPrefix:
         self._size = 0
 
     def __len__(self) -> int:
-        """Blocks in the cache."""
         return self._size
 
     def match(self, scope: bytes, tokens: Sequence[int]) -> list[int]:

@@ -28,7 +28,7 @@ def test_a_ticket_pins_and_avoids() -> None:
     assert placement.order(["a", "b", "c"], Ticket(avoid=frozenset({"a"}))) == ["b", "c"]
     assert placement.order(["a", "b"], Ticket(full=frozenset({"a"}))) == ["b", "a"]
     assert placement.order(["a", "b"], Ticket(replica="b")) == ["b"]
-    assert placement.order(["a"], Ticket(replica="gone")) == []
+    assert placement.order(["a"], Ticket(replica="gone")) == ["a"]  # which says that it is gone
 
 
 def test_probes_go_around() -> None:

@@ -24,16 +24,19 @@ class Fleet:
     has: dict[str, dict[str, str]]
     silent: set[str] = field(default_factory=set)
     clock_s: float = 0.0
+    gone: list[str] = field(default_factory=list)
     before_load: Callable[[str], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
-        self.adapters = ReplicasAdapters(self, lambda: list(self.has), 5, lambda: self.clock_s)
+        self.adapters = ReplicasAdapters(
+            self, lambda: list(self.has), 5, lambda: self.clock_s, self.gone.append
+        )
 
     def __getattr__(self, method: str) -> Any:
         return _Remote(self, method)
 
     async def call(self, method: str, ticket: Ticket, name: str, folder: str) -> AdapterChange:
-        replica = ticket.replica or next(iter(self.has))
+        replica = ticket.replica if ticket.replica in self.has else next(iter(self.has))
         if replica in self.silent:
             raise RayError
         if method == "load_adapter":
@@ -119,5 +122,23 @@ def test_a_watched_folder_may_bring_back_a_name_that_a_lost_replica_had() -> Non
         fleet.clock_s = 2
         await fleet.report("a")
         assert not fleet.adapters.left("x") and fleet.adapters.names() == ["x"]
+
+    asyncio.run(use())
+
+
+def test_a_replica_that_is_no_more_holds_up_no_adapter() -> None:
+    async def use() -> None:
+        fleet = Fleet({"a": {}, "b": {}})
+        await fleet.adapters.load("x", "/x")
+        fleet.silent = {"b"}
+        await fleet.adapters.unload("x")
+        assert fleet.adapters.left("x")
+        await fleet.adapters.load("x", "/y")
+        del fleet.has["b"]  # calls that are meant for it come to the other now
+        fleet.silent = set()
+        assert not await fleet.adapters.have("x", "b")
+        assert fleet.gone == ["b"]
+        await fleet.adapters.unload("x")
+        assert fleet.has == {"a": {}} and not fleet.adapters.left("x")
 
     asyncio.run(use())

@@ -1,0 +1,174 @@
+"""An ingress over replicas that are slow, lost, or gone: what it asks of them, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+ray = pytest.importorskip("ray")
+from ray.exceptions import RayError  # noqa: E402
+
+from serving.app.config import IngressConfig  # noqa: E402
+from serving.app.messages import AdapterChange, Admission, Refusal, Step, Ticket  # noqa: E402
+from serving.app.placement import LeastTokens  # noqa: E402
+from serving.app.replicas import Replicas  # noqa: E402
+from serving.engine.protocol import EngineLoad  # noqa: E402
+from serving.errors import EngineDead, ModelNotFound  # noqa: E402
+from serving.request import Delta, Finish, Request, Sampling, Usage  # noqa: E402
+
+LOAD = EngineLoad(*[0] * 12)
+
+
+class Replica:
+    """Answers by hand: ``steps`` is what its listener hears, ``pause`` what admission waits for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.adapters: dict[str, str] = {}
+        self.steps: asyncio.Queue[tuple[Delta, ...] | RayError] = asyncio.Queue()
+        self.loaded: list[str] = []
+        self.submitted: list[Request] = []
+        self.cancelled: list[str] = []
+        self.pause = asyncio.Event()
+        self.pause.set()
+
+    async def submit(self, ticket: Ticket, ingress: str, request: Request) -> Admission:
+        await self.pause.wait()
+        if request.adapter and self.adapters.get(request.adapter) != request.adapter_digest:
+            return Admission(self.name, Refusal.of(ModelNotFound("no such adapter")))
+        self.submitted.append(request)
+        return Admission(self.name)
+
+    async def listen(self, ticket: Ticket, ingress: str) -> AsyncIterator[Step]:
+        yield Step(LOAD)
+        while True:
+            deltas = await self.steps.get()
+            if isinstance(deltas, RayError):
+                raise deltas
+            yield Step(LOAD, deltas)
+
+    async def cancel(self, ticket: Ticket, request_ids: list[str]) -> None:
+        self.cancelled += request_ids
+
+    async def load_adapter(self, ticket: Ticket, name: str, folder: str) -> AdapterChange:
+        if ticket.replica not in ("", self.name):
+            return AdapterChange(self.name, refusal=Refusal.of(EngineDead("gone")))
+        await self.pause.wait()
+        self.adapters[name] = folder
+        self.loaded.append(folder)
+        return AdapterChange(self.name, folder)
+
+    async def unload_adapter(self, ticket: Ticket, name: str) -> AdapterChange:
+        if ticket.replica not in ("", self.name):
+            return AdapterChange(self.name, refusal=Refusal.of(EngineDead("gone")))
+        del self.adapters[name]
+        return AdapterChange(self.name)
+
+
+class Handle:
+    """Serve's, as far as it is used: calls go where the router would send them."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self.replicas = {replica.name: replica for replica in replicas}
+
+    def options(self, *, stream: bool) -> Handle:
+        return self
+
+    def __getattr__(self, method: str) -> Any:
+        class Method:
+            @staticmethod
+            def remote(ticket: Ticket, *what: Any) -> Any:
+                first = LeastTokens().order(list(self.replicas), ticket)[0]
+                return getattr(self.replicas[first], method)(ticket, *what)
+
+        return Method
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(test(), 10)
+
+    asyncio.run(bounded())
+
+
+def request(name: str, adapter: str = "") -> Request:
+    return Request(name, (1, 2), Sampling(4), adapter=adapter)
+
+
+def delta(name: str, token: int, finish: Finish | None = None) -> Delta:
+    return Delta(name, 0, (token,), str(token), Usage(2, 0, 1), finish=finish)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0)
+
+
+def test_who_leaves_before_admission_is_cancelled_once_admitted() -> None:
+    async def test() -> None:
+        a = Replica("a")
+        a.pause.clear()
+        backend = Replicas(Handle(a), IngressConfig())
+        opening = asyncio.ensure_future(backend.open(request("r")))
+        await asyncio.sleep(0.01)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await backend.close("r")
+        assert not a.submitted
+        a.pause.set()
+        await until(lambda: a.cancelled == ["r"])
+        assert [each.request_id for each in a.submitted] == ["r"]
+
+    run(test)
+
+
+def test_nothing_comes_of_the_replica_that_lost_a_request() -> None:
+    async def test() -> None:
+        a, b = Replica("a"), Replica("b")
+        backend = Replicas(Handle(a, b), IngressConfig())
+        deltas = await backend.open(request("r"))
+        answer = asyncio.ensure_future(anext(deltas))
+        a.steps.put_nowait(RayError("lost"))  # the connection; the replica itself goes on
+        await until(lambda: len(b.submitted) == 1)
+        other = await backend.open(request("s"))
+        a.steps.put_nowait((delta("r", 666), delta("s", 7, Finish.STOP)))
+        assert [each.tokens async for each in other] == [(7,)]
+        b.steps.put_nowait((delta("r", 5, Finish.STOP),))
+        assert (await answer).tokens == (5,)
+
+    run(test)
+
+
+def test_who_catches_up_does_not_bring_back_what_a_name_meant_before() -> None:
+    async def test() -> None:
+        a = Replica("a")
+        backend = Replicas(Handle(a), IngressConfig())
+        await backend.load_adapter("x", "/one")
+        a.pause.clear()
+        loading = asyncio.ensure_future(backend.load_adapter("x", "/two"))
+        await asyncio.sleep(0.01)
+        catching_up = asyncio.ensure_future(backend._adapters.have("x", "a"))
+        await asyncio.sleep(0.01)
+        a.pause.set()
+        await asyncio.gather(loading, catching_up)
+        assert a.adapters == {"x": "/two"}
+        assert a.loaded == ["/one", "/two", "/two"]
+
+    run(test)
+
+
+def test_a_request_wants_the_adapter_that_was_loaded_and_no_other() -> None:
+    async def test() -> None:
+        a = Replica("a")
+        backend = Replicas(Handle(a), IngressConfig())
+        await backend.load_adapter("x", "/two")
+        a.adapters["x"] = "/one"  # as a replica that missed the change
+        await backend.open(request("r", "x"))
+        assert a.adapters == {"x": "/two"}
+        assert a.submitted[0].adapter_digest == "/two"
+
+    run(test)
