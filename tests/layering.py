@@ -86,6 +86,10 @@ PURE = frozenset(
         "hecate.bench.effective",
         "hecate.bench.margins",
         "hecate.bench.replay",
+        "hecate.bench.soak.accounts",
+        "hecate.bench.soak.bad",
+        "hecate.bench.soak.checks",
+        "hecate.bench.soak.meaning",
         "hecate.bench.routing_traces",
         "hecate.data.best_fit",
         "hecate.data.packing",
@@ -169,6 +173,7 @@ BOUNDARIES = {
     "hecate/train/dense/deepspeed.py": "DeepSpeed comes with an extra alone",
     "hecate/train/workers/launch.py": "Ray comes with an extra alone",
     "hecate/bench/lora/entry.py": "what serves comes with an extra alone",
+    "hecate/bench/soak/entry.py": "what serves comes with an extra alone",
     "hecate/bench/serve/entry.py": "what serves comes with an extra alone",
     "serving/engine/build.py": "vLLM comes with an extra alone",
 }
@@ -179,7 +184,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
     ),
     "accelerate": frozenset(),
     "tensorboard": frozenset({"hecate/logging/tensorboard.py"}),
-    "peft": frozenset({"hecate/bench/peers/peft_model.py"}),
+    "peft": frozenset({"hecate/bench/peers/peft_model.py", "hecate/bench/soak/references.py"}),
     "ray": frozenset(
         {
             "hecate/train/workers/cluster.py",
@@ -198,7 +203,14 @@ OPTIONAL: dict[str, frozenset[str]] = {
             "serving/engine/vllm_terms.py",
         }
     ),
-    "aiohttp": frozenset({"serving/bench/senders.py", "hecate/bench/serve/stack.py"}),
+    "aiohttp": frozenset(
+        {
+            "serving/bench/senders.py",
+            "hecate/bench/serve/stack.py",
+            "hecate/bench/soak/clients.py",
+            "hecate/bench/soak/run.py",
+        }
+    ),
     "fastapi": frozenset({"serving/api/routes.py", "serving/api/connection.py"}),
     "starlette": frozenset(
         {"serving/api/routes.py", "serving/api/connection.py", "serving/api/guard.py"}

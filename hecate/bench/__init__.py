@@ -29,6 +29,7 @@
 | simulator.py | executes | runs of two ranks beside what the simulator says of them -> a report |
 | lora/ | executes | adapters beside the base, cold ones beside resident ones -> a report |
 | serve/ | executes | an engine beside vLLM, and the stack around it -> a report |
+| soak/ | executes | minutes of mixed load on a whole stack, replicas killed -> a report |
 | micro.py | executes | what a step consists of, each part on its own |
 | dense_layers.py | executes | layers without their experts, in the trainer's own step |
 | rounds.py | executes | one model in one layout: the trainer and a peer in turns |
@@ -56,6 +57,7 @@ from hecate.bench.planner import bench_planner
 from hecate.bench.report import BenchOptions, Report, document, render, write_json
 from hecate.bench.serve import bench_serve
 from hecate.bench.simulator import bench_simulator
+from hecate.bench.soak import bench_soak
 from hecate.bench.train import bench_train
 
 BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
@@ -69,6 +71,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "curves": bench_curves,
     "serve": bench_serve,
     "lora": bench_lora,
+    "soak": bench_soak,
 }
 
 __all__ = [

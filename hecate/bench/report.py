@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +28,7 @@ class BenchOptions(Config):
     ``quick``: fewer rounds, but every summary key and the worst-case rows. ``dtype``: what models
     compute in. ``only``: of the curves, those of these policies, of training, these models; all
     where there is none. Of serving: ``trace``: files of traces to replay; ``vllm``: a Python that
-    has vLLM, "" for the one that is found.
+    has vLLM, "" for the one that is found. Of the soak: ``minutes``; 0 for its own.
     """
 
     quick: bool = False
@@ -36,6 +36,7 @@ class BenchOptions(Config):
     only: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
     vllm: str = ""
+    minutes: float = Field(default=0.0, ge=0)
 
 
 def require_known(refusal: str, names: Iterable[str], known: Collection[str]) -> None:

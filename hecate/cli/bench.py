@@ -23,6 +23,7 @@ from hecate.errors import ConfigError
 ALL = "all"
 CHOOSING = ("curves", "train", "serve")  # among policies, among models
 SERVING = "serve"
+SOAK = "soak"
 DTYPES: dict[str, Literal["float32", "bfloat16"]] = {SERVING: "bfloat16"}
 CHECKOUT = Path(__file__).parents[2]
 
@@ -57,6 +58,9 @@ def command(
         Path | None,
         typer.Option(metavar="PYTHON", help="Of serve: the Python that has vLLM."),
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.5, help="Of soak: for how long, instead of 30.")
+    ] = None,
 ) -> None:
     """Run the benchmark, print its table and its summary; of ``all``, the JSON file is a list."""
     names = list(BENCHES) if name == ALL else [name]
@@ -80,6 +84,12 @@ def command(
             got=f"--trace {trace[0]}" if trace else f"--vllm {vllm}",
             fix="leave it out; it is an option of hecate bench serve",
         )
+    if minutes and name != SOAK:
+        raise ConfigError(
+            f"hecate bench {name} takes as long as it takes",
+            got=f"--minutes {minutes:g}",
+            fix=f"leave it out; it is an option of hecate bench {SOAK}",
+        )
     documents = []
     for each in names:
         options = BenchOptions(
@@ -88,6 +98,7 @@ def command(
             only=tuple(only or ()),
             trace=tuple(map(str, trace or ())),
             vllm=str(vllm or ""),
+            minutes=minutes or 0.0,
         )
         report = BENCHES[each](options)
         render(report, Console())

@@ -12,6 +12,7 @@
 | online.py | executes | requests that do not wait -> latencies; a prefix that is known |
 | pressure.py | executes | answers that outgrow the memory, with and without swap -> rates |
 | stack.py | executes | an engine alone and behind ``hecate serve`` |
+| command.py | executes | ``hecate serve`` as a process, while it is needed |
 | margins.py | decides | measurements -> rows and summary |
 """
 

@@ -7,11 +7,7 @@ it uses of the processors is told apart.
 from __future__ import annotations
 
 import asyncio
-import re
-import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,15 +16,15 @@ from pathlib import Path
 
 import aiohttp
 
-from hecate.bench.serve.contender import CHECKOUT, Contender, ContenderFailed
-from hecate.bench.serve.sides import START_S, Setting
+from hecate.bench.serve.command import STOP_S, serving
+from hecate.bench.serve.contender import Contender, ContenderFailed
+from hecate.bench.serve.sides import Setting
 from serving.bench.arrivals import Asked, as_json, closed
 from serving.bench.open_loop import replay
 from serving.bench.senders import to_server
 from serving.bench.timings import Timing
 
 Say = Callable[[str], None]
-STOP_S = 30.0
 LOW_LOAD_GAP_S = 0.3
 
 
@@ -54,12 +50,8 @@ class FirstToken:
 @contextmanager
 def hecate_serve(setting: Setting, folder: Path) -> Iterator[str]:
     """The app by its own command; the address, once it answers."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     engine = setting.engine
     values = {
-        "http.port": port,
         "engine.name": engine.name,
         "engine.dtype": engine.dtype,
         "engine.device": engine.device,
@@ -70,26 +62,8 @@ def hecate_serve(setting: Setting, folder: Path) -> Iterator[str]:
         "engine.lora.slots": engine.lora.slots,
         "engine.scheduling.max_sequences": engine.scheduling.max_sequences,
     }
-    command = [sys.executable, "-m", "hecate", "serve", str(setting.folder)]
-    for name, value in values.items():
-        command += ["--set", f"{name}={value}"]
-    log = folder / "serve.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=CHECKOUT)
-    try:
-        deadline = time.monotonic() + START_S
-        while not re.search(r"^serving .* at (http\S+)/v1", log.read_text(), re.MULTILINE):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise ContenderFailed("hecate serve did not start", got=log.read_text()[-2000:])
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with serving(setting.folder, values, folder) as served:
+        yield served.url
 
 
 def measure_stack(
