@@ -25,7 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
 # The same examples in every run, and none fails for taking long on a busy machine.
-hypothesis.settings.register_profile("hecate")
+hypothesis.settings.register_profile("hecate", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("hecate")
 
 
