@@ -51,9 +51,17 @@ def load_model(
     ``ModelError`` for a folder that transformers cannot load, or a model with a layer that our
     attention does not carry, by the layer's name.
     """
-    digest = digest_of(folder)
     as_dtype = None if dtype == "auto" else getattr(torch, dtype)
     model: Any
+    try:
+        digest = digest_of(folder)
+    except OSError as error:
+        raise ModelError(
+            f"cannot load the model in {folder}",
+            got=str(error),
+            expected="config.json and safetensors files that can be read",
+            fix="give the folder of a model",
+        ) from error
     if prepared is None or device.type != "cpu":
         model = causal_model(folder, as_dtype)
     else:
