@@ -8,5 +8,6 @@
 | mesh.py | executes | a launcher's environment -> process groups |
 | files.py | executes | text -> a file that is whole or not there |
 | folders.py | decides | a setting, the platform -> where caches lie |
+| ray_start.py | executes | settings -> a Ray cluster that is joined or started |
 | svg.py | decides | shapes, labels -> the text of a picture |
 """

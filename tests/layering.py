@@ -21,6 +21,7 @@ FOUNDATION = frozenset(
         "hecate.errors",
         "hecate.files",
         "hecate.folders",
+        "hecate.ray_start",
         "hecate.svg",
         "collectives",
     }
@@ -58,6 +59,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.errors": frozenset(),
     "hecate.files": frozenset({"hecate.errors"}),
     "hecate.folders": frozenset(),
+    "hecate.ray_start": frozenset(),
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
     "serving": frozenset(),
@@ -187,6 +189,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
     "peft": frozenset({"hecate/bench/peers/peft_model.py", "hecate/bench/soak/references.py"}),
     "ray": frozenset(
         {
+            "hecate/ray_start.py",
             "hecate/train/workers/cluster.py",
             "serving/app/adapters.py",
             "serving/app/builder.py",

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
+import pandas  # noqa: F401  # wandb does at the first value: no step waits, and the sink is charged
 import wandb
 
 from hecate.errors import StorageError

@@ -16,6 +16,7 @@ from types import FrameType
 import ray
 from ray import serve
 
+from hecate.ray_start import start_ray
 from serving.api import Prompts
 from serving.app.builder import build_app
 from serving.app.config import HttpConfig, RayConfig, ServingConfig
@@ -101,7 +102,7 @@ def _ray(config: RayConfig, cpus: float) -> Iterator[None]:
     }
     if local:
         os.environ.update(LEAN)
-    ray.init(
+    start_ray(
         address=config.address,
         log_to_driver=False,
         logging_level="error",

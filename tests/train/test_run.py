@@ -119,7 +119,9 @@ def test_memory_is_estimated_before_training_and_measured_after(finished: Finish
     assert sum(record["parts"].values()) == record["estimated_bytes"]
     ratio = max(record["peak_bytes"]) / record["estimated_bytes"]
     assert record["measured_over_estimated"] == pytest.approx(ratio)
-    assert 0.9 < ratio < 1.1, "of a toy, almost all is the process before the model"
+    # Of a toy, almost all is the process before the model, and code that the first step touches.
+    more = max(record["peak_bytes"]) - record["estimated_bytes"]
+    assert -0.1 * record["estimated_bytes"] < more < 64 * 2**20
     estimated = finished.printed.index("memory of a rank, estimated: ")
     assert estimated < finished.printed.index("step 1/4")
     assert finished.printed.index("step 4/4") < finished.printed.index("measured: at most ")

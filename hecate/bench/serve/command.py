@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from hecate.bench.serve.contender import CHECKOUT, ContenderFailed
 
@@ -49,9 +51,19 @@ def serving(target: Path, values: Mapping[str, object], folder: Path) -> Iterato
             time.sleep(0.2)
         yield Served(f"http://127.0.0.1:{port}", process.pid)
     finally:
+        family = [] if process.poll() is not None else _below(process.pid)
         process.terminate()
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for left in family:  # those of Ray's that outlive who started them
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+def _below(process_id: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process_id).children(recursive=True)
+    return []

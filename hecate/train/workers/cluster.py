@@ -1,4 +1,4 @@
-"""A task on every worker of a Ray cluster; the one file here that imports Ray.
+"""A task on every worker of a Ray cluster; the one file here that uses Ray.
 
 Ray Train places the workers, forms their default process group, watches them, and starts a group of
 them again when one dies, raises or loses its node. The task and what it works on travel as bytes
@@ -26,6 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hecate.errors import CollectiveFailure, ConfigError, HecateError, MeshError
+from hecate.ray_start import start_ray
 from hecate.train.workers.config import RayConfig
 from hecate.train.workers.coordinator import Attempt, Coordinator, Desk, WorkerStart
 from hecate.train.workers.failures import FailureCount, first_words
@@ -193,7 +194,7 @@ def _connected(config: RayConfig, address: str) -> Iterator[None]:
             "_system_config": {"worker_niceness": 0},
         }
     try:
-        ray.init(**settings)
+        start_ray(**settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise MeshError(
             f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS', 'this machine')}",

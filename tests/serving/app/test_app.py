@@ -19,6 +19,7 @@ from rule_engine import CRASH, RuleEngine, save_toy_tokenizer
 ray = pytest.importorskip("ray")
 from ray import serve  # noqa: E402
 
+from hecate.ray_start import start_ray  # noqa: E402
 from serving.app import AppConfig, build_app  # noqa: E402
 from serving.app.config import HttpConfig, IngressConfig, ReplicasConfig  # noqa: E402
 
@@ -38,7 +39,7 @@ def free_port() -> int:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = save_toy_tokenizer(tmp_path_factory.mktemp("toy"))
     port = free_port()
-    ray.init(
+    start_ray(
         num_cpus=4,
         object_store_memory=80 << 20,
         include_dashboard=False,

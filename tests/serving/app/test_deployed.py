@@ -18,6 +18,7 @@ from served import save_served
 ray = pytest.importorskip("ray")
 from ray import serve  # noqa: E402
 
+from hecate.ray_start import start_ray  # noqa: E402
 from serving.app.config import HttpConfig  # noqa: E402
 from serving.app.launch import free_http  # noqa: E402
 
@@ -43,7 +44,7 @@ def test_the_configuration_of_the_rayservice_is_served(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{port}"
     file = tmp_path / "serve.yaml"
     file.write_text(configuration(tmp_path / "toy", port), encoding="utf-8")
-    context = ray.init(
+    context = start_ray(
         num_cpus=8,
         object_store_memory=80 << 20,
         include_dashboard=False,

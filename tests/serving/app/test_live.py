@@ -19,6 +19,7 @@ from rule_engine import RuleEngine, save_toy_tokenizer
 ray = pytest.importorskip("ray")
 from ray import serve  # noqa: E402
 
+from hecate.ray_start import start_ray  # noqa: E402
 from serving.api import ApiConfig  # noqa: E402
 from serving.app import AppConfig, build_app  # noqa: E402
 from serving.app.config import HttpConfig, IngressConfig, ReplicasConfig  # noqa: E402
@@ -72,7 +73,7 @@ class App:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    ray.init(
+    start_ray(
         num_cpus=4,
         object_store_memory=80 << 20,
         include_dashboard=False,

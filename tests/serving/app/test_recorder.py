@@ -30,6 +30,7 @@ def load(waiting: int, running: int, generated: int, prompts: int, hits: int) ->
         running=running,
         tokens_in_flight=0,
         blocks_used=2,
+        blocks_cached=0,
         blocks_total=8,
         steps_total=0,
         prompt_tokens_total=prompts,
