@@ -99,7 +99,7 @@ PLANTED = [
     ("impure_decisions", "collectives/placement.py", "import os.path", "os.path"),
     ("impure_decisions", "collectives/placement.py", "open('x')", "open a file"),
     ("impure_decisions", "collectives/placement.py", "import collectives.sparse", "which is not"),
-    ("foreign_imports", "hecate/data/x.py", "import pandas", "pandas is no dependency"),
+    ("foreign_imports", "hecate/data/x.py", "import polars", "polars is no dependency"),
     ("foreign_imports", "hecate/train/x.py", "import ray", "ray is optional"),
     ("foreign_imports", "collectives/x.py", "import numpy", "torch alone"),
     ("hidden_imports", "hecate/train/x.py", "def f():\n    import json", "json is imported inside"),
