@@ -167,17 +167,18 @@ def open_mesh(
                 control=dist.new_group(backend="gloo", timeout=timeout, group_desc="control"),
                 checkpoint=dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"),
             )
-        if device.type == "cuda" and world_size > 1:
-            _connect((groups.tokens, groups.gather, groups.reduce), device)
-        yield ParallelContext(
-            rank=dist.get_rank(),
-            world_size=world_size,
-            local_rank=rendezvous.local_rank,
-            device=device,
-            mesh=init_device_mesh(device.type, (world_size,), mesh_dim_names=("data",)),
-            groups=groups,
-            node_of_rank=_nodes(config, rendezvous, groups.control, world_size),
-        )
+            if device.type == "cuda" and world_size > 1:
+                _connect((groups.tokens, groups.gather, groups.reduce), device)
+            ctx = ParallelContext(
+                rank=dist.get_rank(),
+                world_size=world_size,
+                local_rank=rendezvous.local_rank,
+                device=device,
+                mesh=init_device_mesh(device.type, (world_size,), mesh_dim_names=("data",)),
+                groups=groups,
+                node_of_rank=_nodes(config, rendezvous, groups.control, world_size),
+            )
+        yield ctx
     finally:
         if not adopted and dist.is_initialized():
             dist.destroy_process_group()

@@ -15,7 +15,7 @@ from hecate.checkpoint.agreement import together
 from hecate.checkpoint.export import export_run
 from hecate.checkpoint.stages import Reached, unnoticed
 from hecate.checkpoint.store import CheckpointStore
-from hecate.mesh import ParallelContext, Rendezvous, open_mesh, sum_over
+from hecate.mesh import ParallelContext, Rendezvous, naming, open_mesh, sum_over
 from hecate.train.adapters import share_of
 from hecate.train.build import Trainer, build_trainer
 from hecate.train.chatter import warned_once
@@ -96,12 +96,13 @@ def train_on(
     console = Console(stderr=False)
     say = silent if ctx.rank else saying(console)
     folder = Path(config.folder, config.name)
-    with together(ctx.groups.control, f"preparing the run folder {folder}"):
-        if ctx.rank == 0:
-            begin_folder(config, folder, launch.resume)
-    fetch_newest(config, folder, launch.resume, ctx.groups.control, say)
-    with mirrored(config, folder, ctx.rank, say):
-        return _train_in(folder, ctx, config, console, launch, stop)
+    with naming("a collective", ctx.rank):  # of those that nobody names more closely
+        with together(ctx.groups.control, f"preparing the run folder {folder}"):
+            if ctx.rank == 0:
+                begin_folder(config, folder, launch.resume)
+        fetch_newest(config, folder, launch.resume, ctx.groups.control, say)
+        with mirrored(config, folder, ctx.rank, say):
+            return _train_in(folder, ctx, config, console, launch, stop)
 
 
 def _train_in(
