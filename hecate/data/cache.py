@@ -11,17 +11,17 @@ Note: how a cache entry comes to be
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hecate.data.progress import Progress
 from hecate.errors import StorageError
+from hecate.files import locked
 
 _POLL_S = 0.05
 _REPORT = "progress"
@@ -106,18 +106,15 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _locked(entry: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
-    handle = os.open(entry.with_name(f".{entry.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with ExitStack() as held:
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(locked(entry.with_name(f".{entry.name}.lock"), wait=False))
                 break
             except BlockingIOError:
                 while_waiting()
                 time.sleep(_POLL_S)
         yield
-    finally:
-        os.close(handle)
 
 
 def _reporter(partial: Path, what: str, progress: Progress) -> Report:

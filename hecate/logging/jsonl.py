@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
 from hecate.errors import StorageError
+from hecate.files import replace
 from hecate.logging.appends import WholeAppends
 from hecate.logging.config import LoggingConfig
 from hecate.logging.protocol import Run, Value
@@ -32,9 +32,7 @@ class JsonlSink:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _lines_up_to(path, resumed_step) if resumed_step > 0 else []
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            os.replace(partial, path)
+            replace(path, "".join(kept))
             self._file = WholeAppends(path)
         except OSError as error:
             raise _storage_error(path, error) from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 
 from collectives.topology import Link, Topology
 from hecate.errors import StorageError
+from hecate.files import replace
 from hecate.fssdp.config import ExpertsConfig
 from hecate.planner.costs import StepCosts
 from hecate.planner.load import Counts
@@ -111,9 +111,7 @@ class LoadsRecorder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _lines_before(path, header.step) if header.step else []
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join([*kept, _line(header.record())]), encoding="utf-8")
-            os.replace(partial, path)
+            replace(path, "".join([*kept, _line(header.record())]))
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise _storage_error(path, error) from error

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import psutil
 import torch
 
 from hecate.errors import StorageError
+from hecate.files import replace
 
 FILE = "starts.jsonl"
 PACKAGES = (
@@ -62,9 +62,7 @@ def record_start(
     try:
         before = path.read_text(encoding="utf-8") if step and path.exists() else ""
         kept = before[: before.rfind("\n") + 1]  # without what a kill left unfinished
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(kept + line, encoding="utf-8")
-        os.replace(partial, path)
+        replace(path, kept + line)
     except OSError as error:
         raise StorageError(
             f"the start of the run cannot be written to {path}",

@@ -17,12 +17,9 @@ Note: what becomes of prepared folders
 from __future__ import annotations
 
 import bisect
-import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,6 +29,7 @@ from safetensors.torch import save_file
 from transformers.modeling_utils import PreTrainedModel
 
 from hecate.errors import ModelError
+from hecate.files import locked
 from hecate.models.pretrained import causal_model
 
 _LOG = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ def mapped_model(
     model = None
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f".{name}.lock"):
+        with locked(cache / f".{name}.lock"):
             if (model := _read(entry, dtype)) is not None:
                 return model
             model = causal_model(folder, dtype)
@@ -187,17 +185,7 @@ def _make_room(entry: Path, needed_bytes: int) -> None:
 def _abandoned(partial: Path) -> bool:
     """Whether nobody writes it any more."""
     try:
-        with _locked(partial.with_suffix(".lock"), fcntl.LOCK_NB):
+        with locked(partial.with_suffix(".lock"), wait=False):
             return True
     except OSError:
         return False
-
-
-@contextmanager
-def _locked(path: Path, how: int = 0) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | how)
-        yield
-    finally:
-        os.close(handle)

@@ -7,14 +7,13 @@ does the same, those that start later too.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hecate.files import write_text
+from hecate.files import locked, write_text
 from hecate.models.lora.peft_format import CONFIG_FILE
 from serving.lora.facts import AdapterFacts
 from serving.lora.peft_folder import stamp_of
@@ -86,8 +85,7 @@ class FolderWatch:
     def _recording(self) -> Iterator[dict[str, Found | None]]:
         """The record to be changed; by one engine at a time."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f".{RECORD}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self._folder / f".{RECORD}.lock"):
             record = self._record()
             yield record
             plain = {
