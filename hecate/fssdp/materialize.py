@@ -217,14 +217,15 @@ class Materializer:
         layer = self.layers[index]
         home = layer.plan.reduce
         if home is not None and (self._reduces_each or self._last_micro_batch):
-            layer.reducing = sparse_reduce_scatter(
-                [layer.grad_rows()],
-                [home.change],
-                schedule=home.schedule,
-                transport=home.transport,
-                group=self._reductions.group,
-                rank=self._rank,
-            )
+            with self._naming("reduction", layer):
+                layer.reducing = sparse_reduce_scatter(
+                    [layer.grad_rows()],
+                    [home.change],
+                    schedule=home.schedule,
+                    transport=home.transport,
+                    group=self._reductions.group,
+                    rank=self._rank,
+                )
             self.reduced_bytes += home.moved_bytes
         self._prefetch(index - 1)
 
@@ -287,15 +288,16 @@ class Materializer:
 
     def _gather(self, layer: LayerReplicas, carrier: Carrier) -> None:
         layer.launched, layer.alone_s = self.clock.mark(), carrier.alone_s
-        layer.alone_s += self._frozen.fetch(layer)
-        layer.gathering = sparse_all_gather(
-            [layer.weight_rows()],
-            [carrier.change],
-            schedule=carrier.schedule,
-            transport=carrier.transport,
-            group=self._gathers.group,
-            rank=self._rank,
-        )
+        with self._naming("gather", layer):
+            layer.alone_s += self._frozen.fetch(layer)
+            layer.gathering = sparse_all_gather(
+                [layer.weight_rows()],
+                [carrier.change],
+                schedule=carrier.schedule,
+                transport=carrier.transport,
+                group=self._gathers.group,
+                rank=self._rank,
+            )
         layer.stage = Stage.GATHERING
         self.copies += carrier.schedule.num_transfers
         self.gathered_bytes += carrier.moved_bytes
@@ -304,7 +306,7 @@ class Materializer:
         if layer.gathering is not None:
             clock, index = self.clock, layer.shard.layer.index
             needed = clock.mark()
-            with naming(f"the gather of {layer.shard.layer.name}", self._rank):
+            with self._naming("gather", layer):
                 layer.gathering.wait()
                 if layer.fetching is not None:
                     layer.fetching.wait()
@@ -316,10 +318,13 @@ class Materializer:
 
     def _finish_reduce(self, layer: LayerReplicas) -> None:
         if layer.reducing is not None:
-            name = layer.shard.layer.name
-            with self._phase("reduce"), naming(f"the reduction of {name}", self._rank):
+            with self._phase("reduce"), self._naming("reduction", layer):
                 layer.reducing.wait()
             layer.reducing = None
+
+    def _naming(self, what: str, layer: LayerReplicas) -> AbstractContextManager[None]:
+        """Whether it fails where it is launched or where it is waited for."""
+        return naming(f"the {what} of {layer.shard.layer.name}", self._rank)
 
     def _layer_plan(
         self,

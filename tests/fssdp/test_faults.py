@@ -56,13 +56,13 @@ def planning_on_rank(ctx: ParallelContext) -> str:
 
 
 def test_who_compares_plans_with_a_dead_rank_says_so():
-    heard = run_mortals(planning_on_rank, WORLD, within_s=40)
+    heard = run_mortals(planning_on_rank, WORLD)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the comparison of plans failed" in text
 
 
-def gather_on_rank(ctx: ParallelContext) -> str:
+def gather_on_rank(ctx: ParallelContext, late_s: float) -> str:
     """The victim dies before it sends its experts of the second layer."""
     experts = sharded(ctx, Scripted([EVERYWHERE] * 2))
     materializer = experts.materializer
@@ -71,6 +71,7 @@ def gather_on_rank(ctx: ParallelContext) -> str:
         materializer.experts(0)
         if ctx.rank == VICTIM:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(late_s)
         materializer.after_forward(0)
         materializer.experts(1)
     except CollectiveFailure as failure:
@@ -78,9 +79,14 @@ def gather_on_rank(ctx: ParallelContext) -> str:
     return "nothing went wrong"
 
 
+LATE = pytest.mark.parametrize("late_s", [0.0, 1.0], ids=["waits", "launches"])
+"""Whether the others are waiting when the victim dies, or about to send."""
+
+
+@LATE
 @pytest.mark.parametrize("ranks_per_node", [WORLD, 2])
-def test_who_waits_for_copies_of_a_dead_rank_says_of_which_layer(ranks_per_node):
-    heard = run_mortals(gather_on_rank, WORLD, within_s=40, ranks_per_node=ranks_per_node)
+def test_who_waits_for_copies_of_a_dead_rank_says_of_which_layer(ranks_per_node, late_s):
+    heard = run_mortals(gather_on_rank, WORLD, late_s, ranks_per_node=ranks_per_node)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the gather of model.layers.1.mlp.experts failed" in text
@@ -88,7 +94,7 @@ def test_who_waits_for_copies_of_a_dead_rank_says_of_which_layer(ranks_per_node)
         assert "--resume auto" in text
 
 
-def reduction_on_rank(ctx: ParallelContext) -> str:
+def reduction_on_rank(ctx: ParallelContext, late_s: float) -> str:
     """The victim dies where it would send home its gradients of the second layer."""
     experts = sharded(ctx, Scripted([EVERYWHERE] * 2))
     materializer = experts.materializer
@@ -100,6 +106,7 @@ def reduction_on_rank(ctx: ParallelContext) -> str:
         materializer.before_backward(1)
         if ctx.rank == VICTIM:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(late_s)
         materializer.after_backward(1)
         materializer.before_backward(0)
     except CollectiveFailure as failure:
@@ -107,9 +114,10 @@ def reduction_on_rank(ctx: ParallelContext) -> str:
     return "nothing went wrong"
 
 
+@LATE
 @pytest.mark.parametrize("ranks_per_node", [WORLD, 2])
-def test_who_waits_for_gradients_of_a_dead_rank_says_of_which_layer(ranks_per_node):
-    heard = run_mortals(reduction_on_rank, WORLD, within_s=40, ranks_per_node=ranks_per_node)
+def test_who_waits_for_gradients_of_a_dead_rank_says_of_which_layer(ranks_per_node, late_s):
+    heard = run_mortals(reduction_on_rank, WORLD, late_s, ranks_per_node=ranks_per_node)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the reduction of model.layers.1.mlp.experts failed" in text
@@ -147,7 +155,7 @@ def exchange_on_rank(ctx: ParallelContext, waits_s: float) -> str:
 
 @pytest.mark.parametrize("waits_s", [0.0, 1.5 * TIMEOUT_S], ids=["dies", "hangs"])
 def test_who_waits_for_rows_of_a_rank_says_in_which_layer(waits_s):
-    heard = run_mortals(exchange_on_rank, WORLD, waits_s, within_s=40, timeout_s=TIMEOUT_S)
+    heard = run_mortals(exchange_on_rank, WORLD, waits_s, timeout_s=TIMEOUT_S)
     assert sorted(heard) == [0, 2, 3]
     for rank, text in heard.items():
         assert f"rank {rank}: the token exchange of model.layers.0.mlp.experts failed" in text
