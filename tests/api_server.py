@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import openai
 import uvicorn
+from patience import PATIENCE_S
 from rule_engine import toy_tokenizer
 
 from serving.api import ApiConfig, Dispatcher, Keys, Prompts, Serving, Tenants, build_api
@@ -62,4 +63,6 @@ class Server(Generic[E]):
         assert not self._thread.is_alive()
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+        )

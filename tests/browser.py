@@ -9,6 +9,8 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_S
+
 CHROMIUM = (
     "chromium",
     "--headless",
@@ -59,7 +61,7 @@ def seen(page: Path, look: str, *, width: int, dark: bool = False) -> tuple[Any,
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

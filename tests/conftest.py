@@ -11,6 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 HERE = Path(__file__).parent
 
@@ -48,6 +50,33 @@ LACKING = {
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two workers a core: tests of ranks spend half their time waiting for processes to start."""
     return 2 * len(os.sched_getaffinity(0))
+
+
+RAY = (
+    "train/workers/test_ray.py",
+    "test_ray_start.py",
+    "serving/app/test_app.py",
+    "serving/app/test_live.py",
+    "serving/app/test_deployed.py",
+    "serving/app/test_acceptance.py",
+)
+"""Files that start a Ray cluster."""
+
+
+class OneRay(LoadFileScheduling):
+    """``--dist loadfile``, with all files that start Ray on one worker.
+
+    A cluster is a dozen processes with deadlines of their own: on a small machine two starve each
+    other.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if file.endswith(RAY) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    return OneRay(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

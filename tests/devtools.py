@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from browser import CHROMIUM
+from patience import PATIENCE_S
 from websockets.sync.client import ClientConnection, connect
 
 
@@ -34,7 +35,7 @@ class Tab:
         self._call("Emulation.setDeviceMetricsOverride", **size)
         self._call("Page.navigate", url=url)
 
-    def until(self, condition: str, seconds: float = 10) -> Any:
+    def until(self, condition: str, seconds: float = PATIENCE_S / 4) -> Any:
         """The value of a JavaScript expression as soon as it is true."""
         script = f"""new Promise((done, late) => {{
             const end = Date.now() + {seconds * 1000};
@@ -62,7 +63,7 @@ class Tab:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=PATIENCE_S))
             if message.get("id") == self._number:
                 assert "error" not in message, message["error"]
                 return message["result"]
@@ -102,4 +103,4 @@ def tab(folder: Path) -> Iterator[Tab]:
             yield Tab(socket)
     finally:
         process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)

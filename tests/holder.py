@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from patience import PATIENCE_S
+
 from serving.memory.rendezvous import meeting
 
 
@@ -39,7 +41,7 @@ class Beside:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=PATIENCE_S)
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from patience import PATIENCE_S, until
 from ranks import FORKSERVER
 
 from hecate.cli import main
@@ -177,7 +178,7 @@ def fork_ranks(*words: str | Path, cwd: Path, ranks: int) -> list[Forked]:
 
 
 def finish(
-    process: subprocess.Popen | Forked, timeout_s: float
+    process: subprocess.Popen | Forked, timeout_s: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """What a started process ended with; whatever of it outlives ``timeout_s`` is killed."""
     try:
@@ -193,7 +194,7 @@ def hecate(
     *words: str | Path,
     cwd: Path,
     ranks: int = 1,
-    timeout_s: float = 120,
+    timeout_s: float = PATIENCE_S,
     largest_file_bytes: int = resource.RLIM_INFINITY,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``hecate *words`` to its end, in one process or as so many ranks.
@@ -252,11 +253,13 @@ def succeed(*words: str | Path, cwd: Path, ranks: int = 1) -> str:
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen | Forked) -> None:
     """Return as soon as ``step`` is in the run's metrics."""
-    path, deadline = run / "metrics.jsonl", time.monotonic() + 100
-    while not path.exists() or path.read_bytes().count(b"\n") < step:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"step {step} did not come"
-        time.sleep(0.002)
+    path = run / "metrics.jsonl"
+
+    def come() -> bool:
+        return path.exists() and path.read_bytes().count(b"\n") >= step
+
+    until(lambda: come() or process.poll() is not None, f"step {step}", pause_s=0.002)
+    assert come(), process.communicate()[1]
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

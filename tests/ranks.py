@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_S
+
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests_preload"])
 # What is forked from a process that has asked for GPUs cannot use them.
@@ -32,7 +34,7 @@ def run_ranks(
     fn: Callable[..., Any],
     world_size: int,
     *args: Any,
-    timeout_s: float = 120.0,
+    timeout_s: float = PATIENCE_S,
     device: str = "cpu",
 ) -> list[Any]:
     """``fn(ctx, *args)`` on ``world_size`` ranks; the results by rank.
@@ -47,7 +49,7 @@ def run_ranks(
 
 
 def run_mortals(
-    fn: Callable[..., Any], world_size: int, *args: Any, within_s: float = 60.0, **mesh: Any
+    fn: Callable[..., Any], world_size: int, *args: Any, within_s: float = PATIENCE_S, **mesh: Any
 ) -> dict[int, Any]:
     """``run_ranks`` for ranks that may kill themselves: the results of those that did not, by rank.
 

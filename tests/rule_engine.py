@@ -238,4 +238,5 @@ class RuleEngine:
         if SPECIAL.index("<|user|>") not in prompt:
             return tuple(prompt)
         begin = len(prompt) - prompt[::-1].index(SPECIAL.index("<|user|>"))
-        return tuple(prompt[begin : prompt.index(0, begin)])
+        said = prompt[begin:]
+        return tuple(said[: said.index(0)] if 0 in said else said)

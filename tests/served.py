@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from patience import PATIENCE_S
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from toy_models import SIZES, toy_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -208,7 +209,7 @@ def with_engine(config: EngineConfig, use: Callable[[Engine], Awaitable[T]]) -> 
         engine = build_engine(config)
         await engine.start()
         try:
-            return await asyncio.wait_for(use(engine), 60)
+            return await asyncio.wait_for(use(engine), PATIENCE_S)
         finally:
             await engine.close()
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.distributed as dist
+from patience import PATIENCE_S
 from ranks import run_ranks
 
 from collectives import CollectiveTimeout, PlanDisagreement
@@ -135,7 +136,7 @@ def open_as(port: int, rank: int, timeout_s: float) -> tuple[str, str, bool]:
 
 def in_another_process(*args: object) -> tuple[str, str, bool]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        return pool.submit(open_as, *args).result(timeout=60)
+        return pool.submit(open_as, *args).result(timeout=PATIENCE_S)
 
 
 @contextmanager

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from patience import until
 from wandb.proto.wandb_internal_pb2 import Record
 
 
 def records(path: Path) -> list[Record]:
     """The records of a .wandb file, once wandb's own process has written the last of them."""
-    deadline = time.monotonic() + 30
-    while True:
+
+    def finished() -> list[Record]:
         found = list(_parse(path))
-        if any(record.HasField("exit") for record in found):
-            return found
-        assert time.monotonic() < deadline, f"{path} was never finished"
-        time.sleep(0.02)
+        return found if any(record.HasField("exit") for record in found) else []
+
+    return until(finished, f"the end of {path}")
 
 
 def _parse(path: Path) -> Iterator[Record]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch.distributed as dist
+from patience import PATIENCE_S
 from toy_workload import TOY
 
 from hecate.bench.crew import ContenderError, combine, cores_of, crew_of
@@ -103,12 +104,12 @@ def fails(ctx: ParallelContext) -> None:
 
 def test_a_crew_does_tasks_until_one_fails(tmp_path: Path) -> None:
     with crew_of(
-        "toy", do_tasks, TWO_RANKS, cores=(), folder=tmp_path, timeout_s=60, seed=1
+        "toy", do_tasks, TWO_RANKS, cores=(), folder=tmp_path, timeout_s=PATIENCE_S, seed=1
     ) as toy:
-        assert toy.do(which_rank, timeout_s=60) == [0, 1]
-        assert toy.do(which_rank, timeout_s=60) == [0, 1]
+        assert toy.do(which_rank, timeout_s=PATIENCE_S) == [0, 1]
+        assert toy.do(which_rank, timeout_s=PATIENCE_S) == [0, 1]
         with pytest.raises(ContenderError, match="failed in a task"):
-            toy.do(fails, timeout_s=60)
+            toy.do(fails, timeout_s=PATIENCE_S)
 
 
 def test_a_turn_of_ranks_is_as_slow_as_the_slowest() -> None:

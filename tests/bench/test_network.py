@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from patience import PATIENCE_S
 from ranks import FORKSERVER
 from toy_workload import TOY
 
@@ -69,7 +70,7 @@ def test_the_counters_show_lambda_s_and_half_of_it_with_a_copy_to_each_node(kind
     assert lambda_share(change) == 0.5
     with two_nodes(rate_mbit=2000) as nodes, ranks_on(nodes) as crew:
         task = Collectives(kind, change, ("all_to_all", "hierarchical", "p2p"), passes=3)
-        taken = crew.do(task, timeout_s=60)
+        taken = crew.do(task, timeout_s=PATIENCE_S)
     # flat: the 2 chunks of a node that travel, to both ranks of the other: 4 chunks, lambda * S
     by_hand = {"p2p": all_bytes / 2, "all_to_all": all_bytes / 2, "hierarchical": all_bytes / 4}
     for name, expected in by_hand.items():
@@ -112,7 +113,7 @@ def test_an_error_inside_leaves_no_namespace_and_no_rank():
             ranks_on(nodes) as crew,
         ):
             namespaces = held(nodes, stack)
-            crew.do(ONCE, timeout_s=60)  # once they answer, all ranks are on their nodes
+            crew.do(ONCE, timeout_s=PATIENCE_S)  # once they answer, all ranks are on their nodes
             assert len(processes_in(namespaces)) > len(nodes)
             1 / 0  # noqa: B018
         assert not processes_in(namespaces)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 from toy_workload import TOY, conversations, text_file
 
 from hecate.bench.adapters import write_adapter, write_base
@@ -45,7 +46,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 def crew_that(name: str, train: Contender, job: Job, folder: Path) -> AbstractContextManager[Crew]:
     """A crew in which ``train`` takes its turns."""
     work = partial(take_turns, train, job)
-    return crew_of(name, work, job.layout, cores=(), folder=folder, timeout_s=120, seed=job.seed)
+    return crew_of(
+        name, work, job.layout, cores=(), folder=folder, timeout_s=PATIENCE_S, seed=job.seed
+    )
 
 
 def losses_of(name: str, job: Job, folder: Path) -> tuple[float, ...]:

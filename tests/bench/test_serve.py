@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE_S
 from served import save_served, token_bytes
 from transformers import AutoConfig
 
@@ -46,11 +47,14 @@ def test_a_contender_answers_and_one_that_dies_is_named(tmp_path: Path) -> None:
         "sys.exit('out of luck')\n"
     )
     command = [sys.executable, "-c", program]
-    with started("it", command, environment={}, folder=tmp_path, timeout_s=20) as (it, said):
+    with started("it", command, environment={}, folder=tmp_path, timeout_s=PATIENCE_S) as (
+        it,
+        said,
+    ):
         assert said == "ready"
-        assert it.ask({"a": 1}, timeout_s=20) == 2
+        assert it.ask({"a": 1}, timeout_s=PATIENCE_S) == 2
         with pytest.raises(ContenderFailed, match=r"(?s)it failed.*died.*out of luck"):
-            it.answer(timeout_s=20)
+            it.answer(timeout_s=PATIENCE_S)
     silent = [sys.executable, "-c", "input()"]
     with pytest.raises(ContenderFailed, match="no answer in 0 s"):
         with started("it", silent, environment={}, folder=tmp_path, timeout_s=0.2):
@@ -154,7 +158,7 @@ def test_our_engine_in_its_process(tmp_path: Path) -> None:
         assert high.rate == pytest.approx(3 * low.rate)
         cold_s, warm_s = prefix_gain(engine, 300, rounds=1, prefix_tokens=96, own_tokens=8)
         assert cold_s > 0 and warm_s > 0
-        load = engine.ask({"do": "load"}, timeout_s=20)
+        load = engine.ask({"do": "load"}, timeout_s=PATIENCE_S)
         assert load["prefix_hit_tokens_total"] == 96
     assert said[0].startswith("batch 2, 5 in, 4 out: native")
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from hecate.cli.app import COMMANDS, OTHER_RANKS_WAIT_S, main, outcome
 from hecate.errors import CollectiveFailure, ConfigError
@@ -27,7 +28,9 @@ def test_help_lists_every_command_without_loading_torch() -> None:
         "import sys; from hecate.cli import main; code = main(['--help']);"
         "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
     for name in COMMANDS:
         assert re.search(rf"\b{name}\b", done.stdout)
@@ -134,6 +137,6 @@ def test_other_ranks_leave_the_first_word_to_rank_0() -> None:
 
 def test_module_entry() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "hecate", "tran"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "hecate", "tran"], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 2 and "No such command" in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from jobs import set_, succeed, write_config, write_corpus
+from patience import PATIENCE_S
 from run_folders import write_run
 
 from hecate.cli.app import main
@@ -41,7 +42,9 @@ def test_a_report_does_not_wait_for_torch(tmp_path: Path) -> None:
         f"import sys; from hecate.cli import main; code = main(['report', {str(run)!r}]);"
         "assert not {'torch', 'transformers', 'wandb'} & set(sys.modules); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
 
 

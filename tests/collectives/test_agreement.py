@@ -57,7 +57,7 @@ def agreement_on_rank(ctx: ParallelContext, plans: list[tuple[int, list[int]]]) 
     ],
 )
 def test_every_rank_hears_which_layers_differ_on_which_ranks(plans, message):
-    for rank, heard in enumerate(run_ranks(agreement_on_rank, len(plans), plans, timeout_s=30)):
+    for rank, heard in enumerate(run_ranks(agreement_on_rank, len(plans), plans)):
         assert message in heard
         assert heard == "agreed" or heard.startswith(f"rank {rank}: ")
 
@@ -83,7 +83,7 @@ def sizes_on_rank(ctx: ParallelContext) -> str:
 
 
 def test_chunks_of_unequal_size_are_a_disagreement_on_their_layer():
-    for rank, heard in enumerate(run_ranks(sizes_on_rank, 3, timeout_s=30)):
+    for rank, heard in enumerate(run_ranks(sizes_on_rank, 3)):
         assert heard.startswith(f"rank {rank}: the ranks are about to launch different collectives")
         assert "another plan than most: layer blocks.7.experts on rank 2;" in heard
 
@@ -105,7 +105,7 @@ def absent_on_rank(ctx: ParallelContext, dies: bool) -> str:
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_rank_that_does_not_come_to_agree_is_missed_by_name(dies):
-    first, second, third = run_ranks(absent_on_rank, 3, dies, timeout_s=30)
+    first, second, third = run_ranks(absent_on_rank, 3, dies)
     assert second == "absent"
     for rank, heard in ((0, first), (2, third)):
         what = "the agreement on plans of layers blocks.0.experts, blocks.7.experts"
@@ -125,6 +125,6 @@ def changes_on_rank(ctx: ParallelContext) -> str:
 
 
 def test_digests_of_changes_tell_the_layer():
-    first, second = run_ranks(changes_on_rank, 2, timeout_s=30)
+    first, second = run_ranks(changes_on_rank, 2)
     assert "layer 1 on rank 1;" in first and "layer 1 on rank 1;" in second
     assert "layer 0" not in first

@@ -86,7 +86,7 @@ def adjoint_on_rank(ctx: ParallelContext, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_the_others_adjoint_and_backward(name):
     """<gather(x), y> = <x, reduce(y)> over all ranks; gradients are the other one's rows."""
-    outcomes = run_ranks(adjoint_on_rank, WORLD, name, timeout_s=30)
+    outcomes = run_ranks(adjoint_on_rank, WORLD, name)
     left = sum(outcome["gather_y"] for outcome in outcomes)
     right = sum(outcome["x_reduce"] for outcome in outcomes)
     assert abs(left) > 0.1
@@ -117,13 +117,13 @@ def loss_on_rank(ctx: ParallelContext, name: str, both: bool) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_all_copies_add_up_at_the_owner(name):
     """Loss 1x + 2x + 3x + 4x; only rank 1 has a leaf, and the others go backward all the same."""
-    assert run_ranks(loss_on_rank, WORLD, name, False, timeout_s=30) == [[], [10.0], [], []]
+    assert run_ranks(loss_on_rank, WORLD, name, False) == [[], [10.0], [], []]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chain_of_both_differentiates(name):
     """10 x ** 2 at x = 3, computed in four places and reduced: slope 60."""
-    assert run_ranks(loss_on_rank, WORLD, name, True, timeout_s=30) == [[], [60.0], [], []]
+    assert run_ranks(loss_on_rank, WORLD, name, True) == [[], [60.0], [], []]
 
 
 def test_rows_of_other_chunks_are_refused():

@@ -275,7 +275,7 @@ def waits_on_rank(ctx: ParallelContext, name: str) -> list[bool]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_launches_return_at_once_and_may_be_waited_for_again(name):
-    assert run_ranks(waits_on_rank, 3, name, timeout_s=30) == [[True] * 3] * 3
+    assert run_ranks(waits_on_rank, 3, name) == [[True] * 3] * 3
 
 
 def relay_on_rank(ctx: ParallelContext) -> float:
@@ -297,7 +297,7 @@ def relay_on_rank(ctx: ParallelContext) -> float:
 
 
 def test_a_relay_passes_on_while_its_rank_does_something_else():
-    assert run_ranks(relay_on_rank, 3, timeout_s=30) == [5.0] * 3
+    assert run_ranks(relay_on_rank, 3) == [5.0] * 3
 
 
 def subgroup_on_rank(ctx: ParallelContext, name: str) -> list[float]:
@@ -316,7 +316,7 @@ def subgroup_on_rank(ctx: ParallelContext, name: str) -> list[float]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ranks_are_those_of_the_group(name):
-    assert run_ranks(subgroup_on_rank, 3, name, timeout_s=30) == [[3.0, 4.0]] * 3
+    assert run_ranks(subgroup_on_rank, 3, name) == [[3.0, 4.0]] * 3
 
 
 def absent_on_rank(ctx: ParallelContext, name: str, kind: str) -> str:
@@ -344,7 +344,7 @@ def absent_on_rank(ctx: ParallelContext, name: str, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["gather", "reduce"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rank_that_never_launches_is_a_timeout_that_says_where(name, kind):
-    texts = run_ranks(absent_on_rank, 3, name, kind, timeout_s=30)
+    texts = run_ranks(absent_on_rank, 3, name, kind)
     # Between two nodes rank 0 stands for rank 1; two of the transports take every rank.
     ends = {"hierarchical": ("ranks 1, 2", "rank 0"), "p2p": ("rank 2", "rank 2")}
     what = "sparse all-gather" if kind == "gather" else "sparse reduce-scatter"
@@ -372,7 +372,7 @@ def unequal_on_rank(ctx: ParallelContext, name: str) -> str:
 
 
 def test_a_row_of_another_size_ends_every_rank_that_needs_it():
-    first, second, _ = run_ranks(unequal_on_rank, 3, "all_to_all", timeout_s=30)
+    first, second, _ = run_ranks(unequal_on_rank, 3, "all_to_all")
     assert second.startswith("ValueError: rank 1: the row of chunk 0 of layer blocks.7.experts is")
     assert f"{4 * NUMEL - 4} bytes; expected a contiguous [C] of {4 * NUMEL} bytes" in second
     assert first.startswith("CollectiveTimeout: rank 0: the sparse all-gather of layer blocks.7")

@@ -273,7 +273,7 @@ def test_inductor_compiles_the_dense_part() -> None:
     """Fused kernels round otherwise: fp64, but what transformers casts to fp32 differs in it."""
     case = replace(BASE, compiled="inductor")
     reference = train_alone(case)
-    for outcome in run_ranks(train_on_rank, 2, case, timeout_s=300):
+    for outcome in run_ranks(train_on_rank, 2, case):
         assert_equal(outcome, reference, 1e-6)
 
 

@@ -26,7 +26,7 @@ def test_the_example_learns_on_two_processes(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    done = finish(process, timeout_s=120)
+    done = finish(process)
     assert done.returncode == 0, done.stderr
     losses = [float(text) for text in re.findall(r"loss (\S+)", done.stdout)]
     assert len(losses) == 20

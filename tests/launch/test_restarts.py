@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 RANK = """
 import os, signal, time
@@ -31,7 +32,10 @@ def test_ranks_that_are_started_again_meet_at_once(tmp_path: Path) -> None:
     script.write_text(RANK)
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(script)], capture_output=True, text=True, timeout=90
+        [sys.executable, "-m", *launcher, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):

@@ -101,14 +101,14 @@ def test_the_announced_time_limit_saves_and_queues_again_and_the_next_job_ends_t
     job = submit(cluster, *words, cwd=tmp_path)
     wait_for_step(run, 3, job)
     job.send_signal(signal.SIGUSR1)  # as --signal=B: says, to the batch script alone
-    done = finish(job, 90)
+    done = finish(job)
     assert done.returncode == 0, done.stderr
     stopped = metrics(run)[-1]["step"]
     assert 3 <= stopped < STEPS
     assert f"stopped on request after step {stopped} of {STEPS}" in done.stdout
     assert told.read_text() == "requeue 4711\n"
 
-    done = finish(submit(cluster, *words, cwd=tmp_path), 90)
+    done = finish(submit(cluster, *words, cwd=tmp_path))
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
     assert told.read_text() == "requeue 4711\n"

@@ -52,7 +52,7 @@ def test_two_nodes_train_one_run_and_know_that_they_are_two(tmp_path: Path) -> N
             for rank, node in enumerate(nodes)
         ]
         try:
-            done = [finish(job, 120) for job in jobs]
+            done = [finish(job) for job in jobs]
         finally:
             for job in jobs:
                 job.kill()

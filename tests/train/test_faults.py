@@ -92,7 +92,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bit_for_bit(
     wait_for_step(run, step, launcher)
     doomed.kill()
     killed_s = time.monotonic()
-    done = finish(launcher, 60)
+    done = finish(launcher)
     assert time.monotonic() - killed_s < ENDS_WITHIN_S
     assert done.returncode != 0
     assert not any(child.is_running() for child in ranks)
@@ -120,7 +120,7 @@ def test_one_rank_that_is_asked_to_end_stops_all_with_a_checkpoint_of_that_step(
     try:
         wait_for_step(run, 7, ranks[0])
         ranks[1].send_signal(signal.SIGUSR1)
-        done = [finish(rank, 60) for rank in ranks]
+        done = [finish(rank) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -144,7 +144,7 @@ def test_the_rank_that_is_left_says_so_once(folder: Path, victim: int) -> None:
         wait_for_step(run, random.Random(victim).randrange(5, 15), ranks[0])
         ranks[victim].kill()
         killed_s = time.monotonic()
-        done = finish(ranks[1 - victim], 60)
+        done = finish(ranks[1 - victim])
     finally:
         for rank in ranks:
             rank.kill()

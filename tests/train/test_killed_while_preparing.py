@@ -42,6 +42,6 @@ def train_on_rank(ctx: ParallelContext, config: RunConfig, place: str) -> str:
 def test_who_waits_for_a_dead_rank_says_so(place: str, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", files=4)
     config = Case().config(tmp_path, "toy")
-    heard = run_mortals(train_on_rank, 2, config, place, within_s=60)
+    heard = run_mortals(train_on_rank, 2, config, place)
     assert list(heard) == [0]
     assert "most likely because another rank died" in heard[0], heard[0]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from jobs import json_lines
+from patience import until
 from ranks import run_ranks
 from stopped_runs import STEPS, STOP, Case, Runs, final_state, train_on_rank
 
@@ -147,10 +147,7 @@ def test_checkpoints_are_copied_as_they_appear(tmp_path: Path) -> None:
     thread.start()
     try:
         save(run, 10)
-        deadline = time.monotonic() + 20
-        while mirror.steps() != [10]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: mirror.steps() == [10], "the copy of step 10")
     finally:
         over.set()
         thread.join()

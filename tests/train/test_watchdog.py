@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from jobs import fork, set_, write_config, write_corpus
+from patience import PATIENCE_S
 
 from hecate.train.watchdog import HUNG, Watchdog, WatchdogConfig
 
@@ -79,7 +80,7 @@ def test_it_ends_the_process_once_and_leaves_the_stacks(
     config = WatchdogConfig(hang_s=0.2, first_step_s=0.2)
     watched = Watchdog(config, 0, tmp_path, clock=time.monotonic, end=end)
     with watched.watching():
-        assert ended.wait(30)
+        assert ended.wait(PATIENCE_S)
     assert codes == [HUNG]
     assert "rank 0 has made no progress" in capfd.readouterr().err
     stacks = (tmp_path / "hang-rank-0.txt").read_text()
@@ -112,7 +113,7 @@ def test_a_rank_that_hangs_outside_of_collectives_ends_and_so_does_its_peer(
         for rank in range(2)
     ]
     try:
-        codes = [rank.wait(timeout=90) for rank in ranks]
+        codes = [rank.wait(timeout=PATIENCE_S) for rank in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 import httpx
 import openai
 import pytest
 from api_server import Server
+from patience import until
 from rule_engine import CRASH, RuleEngine, toy_tokenizer
 
 
@@ -352,13 +352,6 @@ def test_metrics_and_health(server: Server) -> None:
 LONG = "hello there " * 90
 
 
-def wait_until(true: object, seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_cancelled(slow: Server, stream: bool) -> None:
     ask = {"model": "toy", "messages": user(LONG), "stream": stream, "n": 2}
@@ -370,7 +363,7 @@ def test_a_client_that_leaves_is_cancelled(slow: Server, stream: bool) -> None:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{slow.url}/v1/chat/completions", json=ask, timeout=0.3)
     left_at = slow.engine.load().steps_total
-    wait_until(lambda: slow.engine.cancelled)
+    until(lambda: slow.engine.cancelled, "the cancellation")
     assert slow.engine.load().steps_total - left_at <= 3
     assert slow.engine.load().running == 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from api_server import Server
 from devtools import tab
+from patience import until
 from rule_engine import RuleEngine
 
 pytestmark = pytest.mark.chromium
@@ -65,7 +66,7 @@ def test_an_answer_can_be_stopped_and_an_error_is_said(
         page.run("document.getElementById('send').click()")
         page.until("document.querySelector('.assistant .note').textContent.includes('stopped')")
         page.until(f"{ANSWER}.length === 1")
-        assert server.engine.cancelled
+        until(lambda: server.engine.cancelled, "the cancellation")
         page.run("document.getElementById('tokens').value = 100000")
         page.run(SAY % "hello")
         page.until("document.querySelector('.turn.bad .said').textContent.includes('max_tokens')")

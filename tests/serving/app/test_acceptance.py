@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from jobs import TOY, set_, succeed, write_config, write_corpus
+from patience import PATIENCE_S
 from peft_adapters import EXPERTS, merged, save_adapter
 from rule_engine import TEMPLATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,7 +106,7 @@ def url(trained: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.send_signal(signal.SIGINT)
-        server.communicate(timeout=120)
+        server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 0
     (figures,) = trained.glob("runs/serve/wandb/offline-run-*/*.wandb")
     rows = history(figures)
@@ -129,7 +130,7 @@ def expected(trained: Path, *, adapted: bool) -> str:
 
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as connected:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE_S) as connected:
         yield connected
 
 
@@ -137,10 +138,10 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def loaded(url: str, name: str, folder: Path) -> Iterator[None]:
     """While it lasts there is an adapter of that name."""
     body = {"lora_name": name, "lora_path": str(folder)}
-    httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60).raise_for_status()
+    httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=PATIENCE_S).raise_for_status()
     yield
     body = {"lora_name": name}
-    httpx.post(f"{url}/v1/unload_lora_adapter", json=body, timeout=60).raise_for_status()
+    httpx.post(f"{url}/v1/unload_lora_adapter", json=body, timeout=PATIENCE_S).raise_for_status()
 
 
 def test_what_was_trained_is_what_answers(trained: Path, url: str, client: openai.OpenAI) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from patience import PATIENCE_S, until
 from rule_engine import CRASH, RuleEngine, save_toy_tokenizer
 
 ray = pytest.importorskip("ray")
@@ -23,7 +23,7 @@ from hecate.ray_start import start_ray  # noqa: E402
 from serving.app import AppConfig, build_app  # noqa: E402
 from serving.app.config import HttpConfig, IngressConfig, ReplicasConfig  # noqa: E402
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 MOST = 8  # at once, of one replica
 LONG = "hello there " * 240  # 960 tokens, a minute
@@ -69,7 +69,7 @@ def run(folder: Path, *, step_s: float) -> None:
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
-        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=90
+        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
     ) as connected:
         yield connected
 
@@ -82,13 +82,6 @@ def loads(url: str, name: str) -> dict[str, float]:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     found = (line.split() for line in lines if line.startswith(f"hecate_engine_{name}{{"))
     return {label: float(value) for label, value in found}
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def is_idle(url: str) -> bool:
@@ -114,7 +107,7 @@ def test_errors_of_the_engine_keep_their_shape(client: openai.OpenAI) -> None:
 
 
 def adapter(url: str, what: str, **body: str) -> int:
-    return httpx.post(f"{url}/v1/{what}_lora_adapter", json=body, timeout=60).status_code
+    return httpx.post(f"{url}/v1/{what}_lora_adapter", json=body, timeout=PATIENCE_S).status_code
 
 
 def test_an_adapter_is_on_all_replicas_or_on_none(url: str, client: openai.OpenAI) -> None:
@@ -124,7 +117,7 @@ def test_an_adapter_is_on_all_replicas_or_on_none(url: str, client: openai.OpenA
         for _ in range(2 * MOST):  # as many as both replicas have places for
             stream = client.chat.completions.create(model="toy:x", messages=user(LONG), stream=True)
             next(iter(streams.enter_context(stream)))
-    wait_until(lambda: is_idle(url))
+    until(lambda: is_idle(url), "idle engines")
     assert adapter(url, "unload", lora_name="x") == 200
     for _ in range(4):
         with pytest.raises(openai.NotFoundError):
@@ -140,21 +133,21 @@ def test_streams_fill_all_replicas_and_overload_is_refused(url: str, client: ope
         with pytest.raises(openai.RateLimitError) as caught:
             client.chat.completions.create(model="toy", messages=user("hello"))
         assert int(caught.value.response.headers["retry-after"]) >= 1
-    wait_until(lambda: is_idle(url))
+    until(lambda: is_idle(url), "idle engines")
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_cancelled(url: str, stream: bool) -> None:
     before = sum(loads(url, "generated_tokens_total").values())
     ask = {"model": "toy", "messages": user(LONG), "stream": stream}
-    with httpx.Client(timeout=60) as http:
+    with httpx.Client(timeout=PATIENCE_S) as http:
         if stream:
             with http.stream("POST", f"{url}/v1/chat/completions", json=ask) as response:
                 next(response.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.post(f"{url}/v1/chat/completions", json=ask, timeout=1)
-    wait_until(lambda: is_idle(url))
+    until(lambda: is_idle(url), "idle engines")
     assert sum(loads(url, "generated_tokens_total").values()) - before < 900  # 960 asked for
 
 
@@ -176,7 +169,7 @@ def test_an_engine_that_dies_fails_its_streams_and_is_replaced(
 
     def watch() -> None:
         while not over.wait(0.05):
-            healths.append(httpx.get(f"{url}/health", timeout=60).status_code)
+            healths.append(httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code)
 
     # It kills each replica it is tried on, one after the other: that is its own fault.
     threads = [threading.Thread(target=crash), threading.Thread(target=watch)]
@@ -196,9 +189,9 @@ def test_an_engine_that_dies_fails_its_streams_and_is_replaced(
                 return False
             return answer.choices[0].message.content == "hello"
 
-        wait_until(answers, 90)
+        until(answers, "an answer")
     finally:
         over.set()
         threads[1].join()
     assert 503 in healths
-    wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+    until(lambda: httpx.get(f"{url}/health").status_code == 200, "health")

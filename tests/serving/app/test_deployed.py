@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +12,7 @@ import openai
 import pytest
 import yaml
 from kuberay import MANIFESTS
+from patience import PATIENCE_S, until
 from served import save_served
 
 ray = pytest.importorskip("ray")
@@ -64,16 +64,12 @@ def test_the_configuration_of_the_rayservice_is_served(tmp_path: Path) -> None:
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-        deadline = time.monotonic() + 120
-        while not healthy(url):
-            (status,) = serve.status().applications.values()
-            assert status.status != "DEPLOY_FAILED", status.message
-            assert time.monotonic() < deadline, status
-            time.sleep(0.2)
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
+        until(lambda: failed() or healthy(url), "a healthy app", pause_s=0.2)
+        assert not failed()
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE_S) as client:
             answer = client.completions.create(model="toy", prompt="the cat", max_tokens=4)
         assert answer.usage is not None and answer.usage.completion_tokens >= 1
     finally:
@@ -81,8 +77,13 @@ def test_the_configuration_of_the_rayservice_is_served(tmp_path: Path) -> None:
         ray.shutdown()
 
 
+def failed() -> str:
+    (status,) = serve.status().applications.values()
+    return status.message if status.status == "DEPLOY_FAILED" else ""
+
+
 def healthy(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=10).status_code == 200
+        return httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200
     except httpx.TransportError:
         return False

@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("ray")
 
+from patience import PATIENCE_S
+
 from serving.app.config import AppConfig, HttpConfig, RayConfig  # noqa: E402
 from serving.app.launch import free_http  # noqa: E402
 from serving.app.listener import Listener, shared_socket  # noqa: E402
@@ -42,14 +44,14 @@ def test_what_is_being_answered_is_answered_and_nothing_new_is_taken() -> None:
         listener = Listener(slow_app(began, go), HOST, free_port())
         await listener.start()
         url = f"http://{HOST}:{listener.port}"
-        async with httpx.AsyncClient(timeout=10) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             answer = asyncio.ensure_future(client.get(url))
             await began.wait()
             stopping = asyncio.ensure_future(listener.stop())
             await asyncio.sleep(0.3)
             assert not stopping.done()
             with pytest.raises(httpx.ConnectError):
-                async with httpx.AsyncClient(timeout=10) as other:
+                async with httpx.AsyncClient(timeout=PATIENCE_S) as other:
                     await other.get(url)
             go.set()
             assert (await answer).text == "one two"
@@ -68,7 +70,7 @@ def test_a_successor_listens_before_the_last_one_ends() -> None:
         new = Listener(slow_app(asyncio.Event(), done), HOST, port)
         await new.start()
         await old.stop()
-        async with httpx.AsyncClient(timeout=10) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             assert (await client.get(f"http://{HOST}:{port}")).text == "one two"
         await new.stop()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 import yaml
+from patience import PATIENCE_S, until
 from rule_engine import RuleEngine, save_toy_tokenizer
 
 ray = pytest.importorskip("ray")
@@ -62,7 +63,7 @@ class App:
     def stream(self) -> Iterator[str]:
         """Pieces of one long answer."""
         with openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120
+            base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE_S
         ) as client:
             messages: list[Any] = [{"role": "user", "content": WORDS}]
             for chunk in client.chat.completions.create(
@@ -89,13 +90,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     finally:
         serve.shutdown()
         ray.shutdown()
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.1)
 
 
 class Client(threading.Thread):
@@ -129,7 +123,7 @@ def test_a_key_of_the_file_is_asked_for(app: App) -> None:
 
 def test_an_update_drops_nothing(app: App) -> None:
     early = [Client(app) for _ in range(4)]
-    wait_until(lambda: all(client.text for client in early))
+    until(lambda: all(client.text for client in early), "the first pieces")
     updating = threading.Thread(target=partial(app.run, step_s=0.04))
     updating.start()
     later: list[Client] = []

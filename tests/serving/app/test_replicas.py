@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 ray = pytest.importorskip("ray")
 from ray.exceptions import RayError  # noqa: E402
@@ -89,7 +90,7 @@ class Handle:
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(test(), 10)
+        await asyncio.wait_for(test(), PATIENCE_S)
 
     asyncio.run(bounded())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from jobs import (
     write_config,
     write_corpus,
 )
+from patience import PATIENCE_S, until
 
 from hecate.train.stopping import STOPPED
 
@@ -62,11 +62,12 @@ def recoveries(run: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_recovery(run: Path, number: int, job: Forked) -> None:
-    path, deadline = run / "recoveries.jsonl", time.monotonic() + 60
-    while not path.exists() or path.read_bytes().count(b"\n") < number:
-        assert job.poll() is None, job.communicate()[1]
-        assert time.monotonic() < deadline, f"recovery {number} did not come"
-        time.sleep(0.01)
+    until(lambda: len(recoveries(run)) >= number or ended(job), f"recovery {number}")
+    assert not ended(job), job.communicate()[1]
+
+
+def ended(job: Forked) -> bool:
+    return job.poll() is not None
 
 
 def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Pa
     wait_for_recovery(run, 1, job)
     assert survivor in members(job)
     survivor.suspend()
-    done = finish(job, 150)
+    done = finish(job)
     assert done.returncode == 0, done.stderr
     assert numbers(run) == numbers(folder / "runs" / "straight")
     killed, hung = recoveries(run)
@@ -106,7 +107,7 @@ def test_without_replacement_fewer_ranks_compute_the_same(folder: Path) -> None:
         wait_for_step(run, recovery * (EVERY + 2), job)
         members(job)[-1].kill()
         wait_for_recovery(run, recovery, job)
-    done = finish(job, 90)
+    done = finish(job)
     assert done.returncode == 0, done.stderr
     assert [recovery["ranks"] for recovery in recoveries(run)] == [[3, 2], [2, 1]]
     straight = numbers(folder / "runs" / "straight")
@@ -128,22 +129,19 @@ def test_a_rank_that_only_fails_is_left_out_and_comes_back(folder: Path) -> None
     wait_for_recovery(run, 2, job)
     assert members(job) == [first]
     saved = run / "checkpoints" / "step-00000012"
-    while not saved.exists():
-        assert job.poll() is None, job.communicate()[1]
-        time.sleep(0.01)
+    until(lambda: saved.exists() or ended(job), "the save of step 12")
+    assert not ended(job), job.communicate()[1]
     first.kill()
-    done = finish(job, 90)
+    done = finish(job)
     assert done.returncode == 0, done.stderr
     assert [recovery["ranks"] for recovery in recoveries(run)] == [[2, 2], [2, 1], [1, 2]]
     assert [recovery["step"] for recovery in recoveries(run)] == [0, 0, 12]
 
 
 def members_when_two(job: Forked) -> list[psutil.Process]:
-    deadline = time.monotonic() + 60
-    while len(found := members(job)) < 2:
-        assert job.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
+    until(lambda: len(members(job)) == 2 or ended(job), "the second rank")
+    assert not ended(job), job.communicate()[1]
+    return members(job)
 
 
 def test_a_job_that_only_fails_ends_and_its_ranks_with_it(folder: Path) -> None:
@@ -152,7 +150,7 @@ def test_a_job_that_only_fails_ends_and_its_ranks_with_it(folder: Path) -> None:
     wait_for_step(run, 2, job)
     survivor, victim = members(job)
     victim.kill()
-    done = finish(job, 60)
+    done = finish(job)
     assert done.returncode == 1
     assert "failed again and again" in done.stderr and "elastic.attempts = 1" in done.stderr
     assert "rank 1 was ended by SIGKILL" in done.stderr
@@ -164,7 +162,7 @@ def test_a_job_that_is_asked_to_end_saves_and_goes_on_later(folder: Path) -> Non
     job = fork(*words("stopped", *set_(checkpoint__every=1000)), cwd=folder)
     wait_for_step(run, 7, job)
     job.send_signal(signal.SIGTERM)
-    done = finish(job, 60)
+    done = finish(job)
     assert done.returncode == STOPPED, done.stderr
     stopped_at = max(numbers(run))
     assert 7 <= stopped_at < STEPS
@@ -187,5 +185,5 @@ def test_ranks_end_with_their_supervisor(folder: Path) -> None:
     ranks = members(job)
     job.kill()
     job.communicate()
-    gone, alive = psutil.wait_procs(ranks, timeout=20)
+    gone, alive = psutil.wait_procs(ranks, timeout=PATIENCE_S)
     assert len(gone) == 2 and not alive

@@ -9,14 +9,14 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jobs import TOY, finish, json_lines, metrics, set_, start, write_config, write_corpus
+from patience import until
 
 from hecate.checkpoint.folder import saved_steps
 from hecate.train.stopping import STOPPED
@@ -31,14 +31,6 @@ QUICK_TO_NOTICE = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 3,
 }
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 150) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.02)
-    return found
 
 
 @dataclass
@@ -89,10 +81,10 @@ class Job:
 
     def has_saved_in(self, number: int) -> list[dict[str, Any]]:
         """Return when the attempt of that number has saved something; its workers."""
-        wait_for(lambda: len(self.attempts()) >= number, f"attempt {number}")
+        until(lambda: len(self.attempts()) >= number, f"attempt {number}")
         attempt = self.attempts()[number - 1]
         checkpoints = self.run / "checkpoints"
-        wait_for(
+        until(
             lambda: max(saved_steps(checkpoints), default=0) > attempt["step"],
             f"a checkpoint of attempt {number}",
         )
@@ -137,7 +129,7 @@ def job(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Job:
     job.has_saved_in(4)
     os.kill(int(client.get_job_info(submitted).driver_info.pid), signal.SIGUSR1)
 
-    wait_for(lambda: client.get_job_status(submitted) == JobStatus.FAILED, "the job's end")
+    until(lambda: client.get_job_status(submitted) == JobStatus.FAILED, "the job's end")
     job.exit_code = client.get_job_info(submitted).driver_exit_code
     job.log = client.get_job_logs(submitted)
     return job
