@@ -145,7 +145,6 @@ class CompiledForward:
         """Read and write ``kv`` from now on."""
         self._kv = kv
         self._memory = [*kv.keys, *kv.values]  # what the structs point to
-        self._blocks = kv.keys[0].shape[0] // kv.block_tokens
         self._struct.heads.block_tokens = kv.block_tokens
         for layer, struct in enumerate(self._layers):
             struct.keys = kv.keys[layer].data_ptr()
@@ -160,7 +159,7 @@ class CompiledForward:
         table = np.array(
             [[*p.block_ids, *[0] * (width - len(p.block_ids))] for p in pieces], dtype=np.int32
         )
-        _check_table(pieces, table, self._kv.block_tokens, self._blocks)
+        _check_table(pieces, table, self._kv)
         samples = np.array(sampled, dtype=np.int32)
         logits_RV = torch.empty(len(sampled), self._struct.head.outputs)
         self.tokens = len(tokens)
@@ -245,18 +244,16 @@ class CompiledForward:
         return self._kept[-1].data_ptr()
 
 
-def _check_table(
-    pieces: Sequence[Piece], table: np.ndarray, block_tokens: int, blocks: int
-) -> None:
+def _check_table(pieces: Sequence[Piece], table: np.ndarray, kv: PagedKV) -> None:
     """Raise ``IndexError`` for blocks that are not there, since kernels would write to them."""
     for piece in pieces:
         end = piece.position + len(piece.tokens)
-        if end > len(piece.block_ids) * block_tokens:
+        if end > len(piece.block_ids) * kv.block_tokens:
             raise IndexError(
-                f"{end} tokens of a sequence in {len(piece.block_ids)} blocks of {block_tokens}"
+                f"{end} tokens of a sequence in {len(piece.block_ids)} blocks of {kv.block_tokens}"
             )
-    if table.size and not 0 <= table.min() <= table.max() < blocks:
-        raise IndexError(f"blocks {table.min()} to {table.max()} of a pool of {blocks}")
+    if table.size and not 0 <= table.min() <= table.max() < kv.num_blocks:
+        raise IndexError(f"blocks {table.min()} to {table.max()} of a pool of {kv.num_blocks}")
 
 
 def _cos_sin(decoder: Decoder, positions: int) -> torch.Tensor:

@@ -104,9 +104,7 @@ class NativeEngine:
     async def submit(self, request: Request) -> None:
         facts = self.facts
         self._alive()
-        adapter = None
-        if request.adapter:
-            adapter = self._names.find(request.adapter, request.adapter_digest)
+        adapter = self._names.of(request)
         grammar = None
         if request.sampling.grammar is not None:
             assert self._grammars is not None

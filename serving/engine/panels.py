@@ -23,6 +23,7 @@ from types import TracebackType
 import torch
 import transformers
 
+from serving.memory.kv import mapped
 from serving.memory.rendezvous import Meeting, meeting
 
 _LOG = logging.getLogger(__name__)
@@ -74,9 +75,8 @@ class PanelMemory:
                 self._open.close()
                 self._release()
                 _alone(why)
-        self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+        self._memory = mapped(num_bytes, torch.uint8)
         self.address = self._memory.data_ptr()
-        lib.hecate_huge_pages(self.address, num_bytes)
 
     def __enter__(self) -> PanelMemory:
         return self

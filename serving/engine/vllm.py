@@ -94,9 +94,7 @@ class VllmEngine:
 
     async def submit(self, request: Request) -> None:
         self._alive()
-        adapter = None
-        if request.adapter:
-            adapter = self._names.find(request.adapter, request.adapter_digest)
+        adapter = self._names.of(request)
         most = self._config.scheduling.max_sequences
         check_request(
             request,

@@ -13,6 +13,7 @@ from serving.lora.config import LoraConfig
 from serving.lora.facts import AdapterFacts
 from serving.lora.registry import Registry, check_name
 from serving.lora.watch import FolderWatch, Found
+from serving.request import Request
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ class AdapterNames:
         if self._watching is not None:
             self._watching.cancel()
 
-    def find(self, name: str, digest: str = "") -> AdapterFacts:
-        """Of ``digest``, where one is given. Raises ``ModelNotFound``."""
-        return self._registry.find(name, digest)
+    def of(self, request: Request) -> AdapterFacts | None:
+        """What ``request`` asks for; None is the base model. Raises ``ModelNotFound``."""
+        return self._registry.of(request)
 
     def all(self) -> Sequence[AdapterFacts]:
         return self._registry.all()

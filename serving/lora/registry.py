@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from serving.errors import InvalidRequest, ModelNotFound
 from serving.lora.facts import AdapterFacts
+from serving.request import Request
 
 LONGEST_NAME = 200
 
@@ -39,6 +40,15 @@ class Registry:
                 param="model",
             )
         return facts
+
+    def of(self, request: Request) -> AdapterFacts | None:
+        """What ``request`` asks for, of the digest that it gives; None is the base model.
+
+        Raises ``ModelNotFound``.
+        """
+        if not request.adapter:
+            return None
+        return self.find(request.adapter, request.adapter_digest)
 
     def get(self, name: str) -> AdapterFacts | None:
         return self._facts.get(name)

@@ -115,8 +115,6 @@ def kernels() -> ctypes.CDLL:
     library.hecate_team.restype = c_void_p
     library.hecate_dismiss.argtypes = [c_void_p]
     library.hecate_dismiss.restype = None
-    library.hecate_huge_pages.argtypes = [c_void_p, c_long]
-    library.hecate_huge_pages.restype = None
     library.hecate_map.argtypes = [c_int32, c_long, c_int32]
     library.hecate_map.restype = c_void_p
     library.hecate_map_again.argtypes = [c_int32, c_void_p, c_long]

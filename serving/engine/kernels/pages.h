@@ -14,13 +14,6 @@ constexpr long LARGE_PAGE = 1L << 21;
 
 extern "C" {
 
-// For memory of our own that was not touched yet.
-void hecate_huge_pages(void *from, long bytes) {
-  const uintptr_t page = LARGE_PAGE, first = ((uintptr_t)from + page - 1) / page * page;
-  const uintptr_t last = ((uintptr_t)from + bytes) / page * page;
-  if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
-}
-
 // Where `bytes`, whole pages, of an open file lie now, on the border of a large page; null where
 // they cannot.
 void *hecate_map(int file, long bytes, int writable) {
