@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -135,9 +136,15 @@ def _failed(error: RuntimeError) -> ServingError:
         for name, deployment in app.deployments.items()
         if deployment.message
     ]
-    lines = "\n".join(messages).strip().splitlines()
     return ServingError(
         "the app could not be started",
-        got="\n".join(lines[-12:]) or str(error),
-        fix="mend what the last line names; logs are in /tmp/ray/session_latest/logs/serve",
+        got=cause_of("\n".join(messages) or str(error)),
+        fix="mend what that names; logs are in /tmp/ray/session_latest/logs/serve",
     )
+
+
+def cause_of(trace: str) -> str:
+    """What was raised, without where: the end of a text with tracebacks, from its last error on."""
+    lines = trace.strip().splitlines()
+    raised = [at for at, line in enumerate(lines) if re.match(r"[\w.]+: ", line)]
+    return "\n".join(lines[raised[-1] if raised else 0 :][-12:])

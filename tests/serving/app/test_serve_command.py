@@ -9,6 +9,7 @@ from served import save_served
 
 from hecate.cli.serve import serving_config
 from hecate.errors import ConfigError, ModelError
+from serving.app.launch import cause_of
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "serve"
 
@@ -33,3 +34,24 @@ def test_a_folder_and_overrides(folder: Path) -> None:
         serving_config(folder, ["http.prt=81"])
     with pytest.raises(ModelError, match="no model"):
         serving_config(folder.parent, [])
+
+
+def test_of_a_failed_replica_its_error_is_told_and_not_where_it_was_raised() -> None:
+    trace = """engine: Traceback (most recent call last):
+  File "build.py", line 8, in vllm
+ModuleNotFoundError: No module named 'vllm'
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "build.py", line 10, in vllm
+hecate.errors.ConfigError: engine.kind vllm needs the package vllm
+  got:      No module named 'vllm'
+  fix:      install it
+"""
+    assert cause_of(trace).splitlines() == [
+        "hecate.errors.ConfigError: engine.kind vllm needs the package vllm",
+        "  got:      No module named 'vllm'",
+        "  fix:      install it",
+    ]
+    assert cause_of("it died\nwithout a word") == "it died\nwithout a word"

@@ -11,8 +11,6 @@ import sys
 from collections import defaultdict
 from typing import Any
 
-from patience import PATIENCE_S
-
 from serving.engine.build import build_engine
 from serving.engine.config import EngineConfig, MemoryConfig
 from serving.errors import InvalidRequest, ModelNotFound
@@ -71,7 +69,7 @@ async def main() -> None:
 
     async def until(count: int) -> None:
         async with changed:
-            await asyncio.wait_for(changed.wait_for(lambda: ended >= count), PATIENCE_S)
+            await asyncio.wait_for(changed.wait_for(lambda: ended >= count), 240)
 
     prompt = tuple(260 + (7 * i) % 250 for i in range(300))
     bytes_away = {token: -100.0 for token in range(257)}  # words alone: no half characters
