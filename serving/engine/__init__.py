@@ -10,6 +10,7 @@
 | vllm_terms.py | decides | configurations and requests -> vLLM's words |
 | worker.py | executes | one step: schedule, compute, sample, tell |
 | adapted.py | executes | steps in which rows have adapters, by our kernels |
+| residents.py | decides | rows and slots -> adapters as our kernels read them |
 | adapters.py | executes | LoRA adapters' slots and loads; steps in which rows have adapters |
 | checks.py | decides | a request -> whether it can be answered here at all |
 | batch.py | decides | pieces of sequences -> one packed batch |

@@ -1,30 +1,27 @@
 """Steps in which rows have adapters, through our kernels: what adapters add, after each projection.
 
-The kernels call back with what a projection read and has written; see ``Buffers``.
+The kernels add what adapters do that are in their slots. For those that are still on their way they
+call back with what a projection read and has written, see ``Buffers``: that may wait for a layer,
+or ask the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from serving.engine.batch import Piece
 from serving.engine.compiled import CompiledForward
+from serving.engine.residents import EXPERTS, LINEARS, Residents
+from serving.lora.arrival import Arrival
 from serving.lora.experts import Groups, add_changes, expert_groups
 from serving.lora.layers import AdapterLayers
 from serving.lora.packed import Packed
 from serving.lora.plan import Plan
-
-# Projections of the kernels -> the linear layers whose columns they write, in order.
-_LINEARS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-_EXPERTS = {"gate_up": "mlp.experts.gate_up_proj", "down": "mlp.experts.down_proj"}
+from serving.lora.slots import Place
 
 
 class CompiledAdapted:
@@ -36,32 +33,45 @@ class CompiledAdapted:
         self._forward = forward
         self._layers = layers
         self._prefix = f"{model.base_model_prefix}.layers"
+        self._residents = Residents(layers, self._prefix)
         self._plan: Plan | None = None
         self._groups: tuple[Groups, torch.Tensor] | None = None  # of the layer of experts under way
 
     def knows(self, targets: Sequence[str]) -> bool:
         """Whether each of ``targets`` is a projection that the kernels call back after."""
-        known = {name for names in _LINEARS.values() for name in names} | set(_EXPERTS.values())
+        known = {name for names in LINEARS.values() for name in names} | set(EXPERTS.values())
         return all(
             name.startswith(self._prefix) and name.split(".", 3)[-1] in known for name in targets
         )
 
-    def __call__(self, pieces: Sequence[Piece], sampled: Sequence[int]) -> torch.Tensor:
-        """Within a step of ``layers``."""
-        self._plan = self._layers.plan
-        self._forward.after = self._after
-        try:
-            return self._forward(pieces, sampled)
-        finally:
-            self._forward.after = self._groups = None
+    def __call__(
+        self,
+        pieces: Sequence[Piece],
+        sampled: Sequence[int],
+        runs: Sequence[tuple[int, Place | None]],
+        arrivals: Mapping[Place, Arrival],
+    ) -> torch.Tensor:
+        """``runs``: how many of the step's next rows have which adapter; ``arrivals``: those of
+        the adapters that are on their way."""
+        late = [(count, place if place in arrivals else None) for count, place in runs]
+        here = [(count, None if place in arrivals else place) for count, place in runs]
+        forward = self._forward
+        with self._layers.step(late, arrivals) if arrivals else nullcontext():
+            self._plan = self._layers.plan
+            forward.adapters = self._residents.of(here)
+            forward.after = self._after if self._plan is not None else None
+            try:
+                return forward(pieces, sampled)
+            finally:
+                forward.adapters = forward.after = self._groups = None
 
     def _after(self, layer: int, projection: str) -> None:
         assert self._plan is not None
-        expert = self._packed(layer, _EXPERTS[projection]) if projection in _EXPERTS else None
+        expert = self._packed(layer, EXPERTS[projection]) if projection in EXPERTS else None
         if expert is not None:
             self._add_to_experts(expert, projection, self._plan)
             return
-        names = _LINEARS[projection]
+        names = LINEARS[projection]
         packed = [self._packed(layer, name) for name in names]
         if any(each is not None for each in packed):
             self._add(packed, layer, projection, self._plan)
@@ -73,7 +83,7 @@ class CompiledAdapted:
         self, packed: Sequence[Packed | None], layer: int, projection: str, plan: Plan
     ) -> None:
         b, T = self._forward.buffers, self._forward.tokens
-        names = [f"{self._prefix}.{layer}.{name}" for name in _LINEARS[projection]]
+        names = [f"{self._prefix}.{layer}.{name}" for name in LINEARS[projection]]
         widths = [self._layers.targets.by_name[name].outputs for name in names]
         if projection == "qkv":
             x_TI, y_TO = b.normed_TD[:T], b.qkv_T[:T]

@@ -118,9 +118,11 @@ class EngineAdapters:
             if not arrival.whole
         }
         begun_s = time.monotonic()
-        run = self._compiled or self._plain
-        with self._layers.step(runs, arrivals):
-            logits_RV = run(pieces, sampled)
+        if self._compiled is not None:
+            logits_RV = self._compiled(pieces, sampled, runs, arrivals)
+        else:
+            with self._layers.step(runs, arrivals):
+                logits_RV = self._plain(pieces, sampled)
         if not arrivals:
             tokens = sum(len(piece.tokens) for piece in pieces)
             layers = self._layers.targets.num_layers

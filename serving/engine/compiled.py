@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import weakref
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 PROJECTIONS = ("qkv", "out", "gate_up", "down")
 
-# What a LoRA adapter adds: called after each projection with its layer and name, before anything
+# What is added elsewhere: called after each projection with its layer and name, before anything
 # reads what was projected; see Buffers for what it reads and where it adds.
 AfterProjection = Callable[[int, str], None]
 
@@ -109,7 +110,8 @@ class Buffers:
 
 
 class CompiledForward:
-    """One decoder on a CPU. ``after``: called after each projection, where it is set.
+    """One decoder on a CPU. ``adapters``: what a step's rows go through besides, where it is set.
+    ``after``: called after each projection, where it is set.
 
     Raises ``Unknown`` for a model that the kernels do not know, ``KernelsMissing`` where there are
     none, both before anything is packed. What ``after`` raises is raised by the call. ``weights``:
@@ -137,6 +139,7 @@ class CompiledForward:
             self._struct = self._model(kv, positions, self._team(threads), arena)
         self.buffers = Buffers(self._decoder, 1)
         self.tokens = 0  # of the step that is computed: rows of the buffers that count
+        self.adapters: library.Adapters | None = None
         self.after: AfterProjection | None = None
         self._error: BaseException | None = None
         self._callback = library.AFTER(self._after)
@@ -169,6 +172,10 @@ class CompiledForward:
         step.token, step.start = tokens.ctypes.data, start.ctypes.data
         step.position, step.table = position.ctypes.data, table.ctypes.data
         step.sampled, step.logits = samples.ctypes.data, logits_RV.data_ptr()
+        if self.adapters is not None:
+            if self.adapters.tokens != len(tokens):
+                raise IndexError(f"adapters of {self.adapters.tokens} of {len(tokens)} tokens")
+            step.adapters = ctypes.pointer(self.adapters)
         if self.after is not None:
             step.after = self._callback
         self._library.hecate_forward(self._struct, step, self.buffers.struct, self._bfloat)

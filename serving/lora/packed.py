@@ -17,11 +17,16 @@ from serving.lora.targets import Target
 
 @dataclass(frozen=True)
 class Packed:
-    """Both halves of every adapter in its slot; rows beyond an adapter's rank are zero."""
+    """Both halves of every adapter in its slot; rows beyond an adapter's rank are zero.
+
+    ``rank_P``: ``[P]`` int32 on the CPU, at the first row of each slot in use: its adapter's rank
+    in this projection, 0 where it leaves it as it is. For code that reads the slots by itself.
+    """
 
     target: Target
     a_EPI: torch.Tensor
     b_EPO: torch.Tensor
+    rank_P: torch.Tensor
 
     @classmethod
     def empty(cls, target: Target, rows: int, dtype: torch.dtype, device: torch.device) -> Packed:
@@ -30,6 +35,7 @@ class Packed:
             target,
             torch.zeros(E, rows, target.inputs, dtype=dtype, device=device),
             torch.zeros(E, rows, target.outputs, dtype=dtype, device=device),
+            torch.zeros(rows, dtype=torch.int32),
         )
 
     def write(self, place: Place, change: LowRank | None) -> None:
@@ -42,6 +48,7 @@ class Packed:
             if half is not None:
                 packed[:, place.start : place.start + rank].copy_(half, non_blocking=True)
             packed[:, place.start + rank : place.stop].zero_()
+        self.rank_P[place.start] = rank
 
     def add(
         self,

@@ -5,6 +5,7 @@
 | forward.cpp | executes | one step's tokens -> logits, layer after layer |
 | product.h | executes | rows, packed weights -> their products |
 | attention.h | executes | queries, paged keys and values -> attention |
+| adapters.h | executes | rows, adapters in slots -> what they add to a projection |
 | experts.h | executes | router logits -> rows sorted by expert, and back |
 | team.h | executes | a loop -> its turns, on the threads that have a core |
 | pages.h | executes | memory of our own, or shared -> large pages |

@@ -1,11 +1,12 @@
 // A decoder's forward pass over paged keys and values, one call a step; structs as in library.py.
 //
 // The residual stream and whatever leaves a product is float; what enters one has the weights' type.
+#include <optional>
+
+#include "adapters.h"
 #include "attention.h"
 #include "experts.h"
 #include "pages.h"
-
-enum Projection { QKV, OUT, GATE_UP, DOWN };
 
 extern "C" {
 
@@ -41,6 +42,7 @@ struct Step {
   const int32_t *table;     // [S, table_width]
   const int32_t *sampled;   // sequences whose last row is sampled
   float *logits;            // [samples, V]
+  const Adapters *adapters;  // may be null
   void (*after)(int32_t layer, int32_t projection);  // may add to what was projected; may be null
 };
 
@@ -78,12 +80,22 @@ template <class T> struct Pass {
   Team &team;
   std::vector<Span> spans;
   int tokens;
+  std::optional<Shares<T>> shares;
 
   void linear(const void *x, const Weight &w, Then then, void *out, int layer, Projection which) {
     const int32_t offsets[2] = {0, tokens};
     product<T>(x, 1, offsets, w, then, out, team);
+    if (then != GATE) add(x, w, out, layer, which);
+  }
+
+  // What adapters add to a projection.
+  void add(const void *x, const Weight &w, void *out, int layer, Projection which) {
+    if (shares) shares->add(layer, which, x, w.inputs, (float *)out, w.outputs);
     if (step.after) step.after(layer, which);
   }
+
+  // Whether gates and ups are not final when they are projected.
+  bool changed(int layer) const { return step.after || (shares && shares->any(layer, GATE_UP)); }
 
   void attention(int number) {
     typedef typename T::element element;
@@ -104,6 +116,7 @@ template <class T> struct Pass {
   void keep_sampled() {
     const long query_bytes = long(model.heads.queries) * model.heads.dim * sizeof(typename T::element);
     std::vector<Span> kept;
+    std::vector<int32_t> rows;
     for (int i = 0; i < step.samples; ++i) {
       const Span &span = spans[step.sampled[i]];
       const long row = span.row + span.count - 1;
@@ -111,10 +124,14 @@ template <class T> struct Pass {
               model.width * sizeof(float));
       memmove((char *)ws.queries + i * query_bytes, (char *)ws.queries + row * query_bytes,
               query_bytes);
+      rows.push_back(int32_t(row));
       kept.push_back({i, 1, span.position + span.count - 1, span.table});
     }
     spans = kept;
     tokens = step.samples;
+    if (!shares) return;
+    shares->keep(rows);
+    shares->of_tokens();
   }
 
   void feed_forward(int number) {
@@ -122,9 +139,10 @@ template <class T> struct Pass {
     const int F = layer.gate_up.outputs / 2;
     rms_norm<T>(ws.hidden, tokens, model.width, layer.post_norm, model.eps, ws.normed, team);
     if (!layer.router.outputs) {
-      linear(ws.normed, layer.gate_up, step.after ? SPLIT : GATE, step.after ? ws.up : ws.act,
-             number, GATE_UP);
-      if (step.after) silu_mul<T>(ws.up, tokens, F, ws.act, team);
+      const bool apart = changed(number);
+      linear(ws.normed, layer.gate_up, apart ? SPLIT : GATE, apart ? (void *)ws.up : ws.act, number,
+             GATE_UP);
+      if (apart) silu_mul<T>(ws.up, tokens, F, ws.act, team);
       linear(ws.act, layer.down, ADD, ws.hidden, number, DOWN);
       return;
     }
@@ -134,20 +152,27 @@ template <class T> struct Pass {
     route(ws.router, tokens, E, K, model.normalise, ws.routed, team);
     gather((const uint32_t *)ws.normed, ws.routed.order, rows, K, words_of<T>(model.width),
            (uint32_t *)ws.gathered, team);
-    product<T>(ws.gathered, E, ws.routed.offsets, layer.gate_up, step.after ? SPLIT : GATE,
-               step.after ? (void *)ws.up : ws.act, team);
-    if (step.after) {
-      step.after(number, GATE_UP);
+    if (shares) shares->of_pairs(E, ws.routed.offsets, ws.routed.order, K);
+    const bool apart = changed(number);
+    product<T>(ws.gathered, E, ws.routed.offsets, layer.gate_up, apart ? SPLIT : GATE,
+               apart ? (void *)ws.up : ws.act, team);
+    if (apart) {
+      add(ws.gathered, layer.gate_up, ws.up, number, GATE_UP);
       silu_mul<T>(ws.up, rows, F, ws.act, team);
     }
     product<T>(ws.act, E, ws.routed.offsets, layer.down, STORE, ws.pairs, team);
-    if (step.after) step.after(number, DOWN);
+    add(ws.act, layer.down, ws.pairs, number, DOWN);
+    if (shares) shares->of_tokens();
     combine(ws.pairs, ws.routed, tokens, K, model.width, ws.hidden, team);
   }
 
   void run() {
     typedef typename T::element element;
     tokens = step.tokens;
+    if (step.adapters) {
+      shares.emplace(*step.adapters, team);
+      shares->of_tokens();
+    }
     for (int s = 0; s < step.sequences; ++s)
       spans.push_back({step.start[s], step.start[s + 1] - step.start[s], step.position[s],
                        step.table + long(s) * step.table_width});
@@ -178,9 +203,9 @@ void hecate_dismiss(Team *team) { delete team; }
 
 void hecate_forward(const Model *model, const Step *step, const Workspace *ws, int bfloat) {
   if (bfloat)
-    Pass<BFloat>{*model, *step, *ws, *model->team, {}, 0}.run();
+    Pass<BFloat>{*model, *step, *ws, *model->team, {}, 0, {}}.run();
   else
-    Pass<Float>{*model, *step, *ws, *model->team, {}, 0}.run();
+    Pass<Float>{*model, *step, *ws, *model->team, {}, 0, {}}.run();
 }
 
 long hecate_packed_bytes(int outputs, int inputs, int bfloat) {

@@ -1,6 +1,6 @@
 """The compiled kernels: built by the machine's own g++ when first used, and kept.
 
-Structs mirror those of forward.cpp, field by field.
+Structs mirror those of forward.cpp and adapters.h, field by field.
 """
 
 from __future__ import annotations
@@ -84,11 +84,31 @@ class Workspace(Structure):
     ]
 
 
+class Part(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("a", "b", "ranks")),
+        ("column", c_int32),
+        ("outputs", c_int32),
+    ]
+
+
+class Change(Structure):
+    _fields_ = [("part", Part * 3), ("parts", c_int32)]
+
+
+class Adapters(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("change", "slot", "place")),
+        *((name, c_int32) for name in ("places", "slot_rows", "tokens")),
+    ]
+
+
 class Step(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("tokens", "sequences", "table_width", "samples")),
         *((name, c_void_p) for name in ("token", "start", "position", "table", "sampled")),
         ("logits", c_void_p),
+        ("adapters", POINTER(Adapters)),
         ("after", AFTER),
     ]
 
