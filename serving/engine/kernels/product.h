@@ -29,14 +29,17 @@ template <class T> inline long panel_words(const Weight &w) {
   return long(words_of<T>(w.inputs)) * PANEL;
 }
 
-template <class T, int R>
-inline void tile(const uint32_t *x, long pitch, const uint32_t *w, int steps, vec (&acc)[R][4]) {
+// `ask`: of what is read next, so many of each step's 4 lines are asked for; 0 asks for more of w.
+template <class T, int R, int ASK>
+inline void tile(const uint32_t *x, long pitch, const uint32_t *w, int steps, const uint32_t *ask,
+                 vec (&acc)[R][4]) {
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < 4; ++c) acc[r][c] = vec{};
   for (int k = 0; k < steps; ++k, w += PANEL) {
     words b[4];
+    for (int c = 0; c < ASK; ++c) __builtin_prefetch(ask + long(k) * PANEL + 16 * c, 0, 2);
     for (int c = 0; c < 4; ++c) {
-      __builtin_prefetch(w + AHEAD + 16 * c);
+      if (!ASK) __builtin_prefetch(w + AHEAD + 16 * c);
       b[c] = load<words>(w + 16 * c);
     }
 #pragma GCC unroll 6
@@ -49,28 +52,41 @@ inline void tile(const uint32_t *x, long pitch, const uint32_t *w, int steps, ve
 }
 
 template <class T, int R, class Done>
-inline void tile_then(const uint32_t *x, long pitch, const uint32_t *w, int steps, int row,
-                      const Done &done) {
+inline void tile_then(const uint32_t *x, long pitch, const uint32_t *w, int steps,
+                      const uint32_t *ask, int lines, int row, const Done &done) {
   vec acc[R][4];
-  tile<T, R>(x + row * pitch, pitch, w, steps, acc);
+  x += row * pitch;
+  switch (lines) {
+    case 0: tile<T, R, 0>(x, pitch, w, steps, ask, acc); break;
+    case 1: tile<T, R, 1>(x, pitch, w, steps, ask, acc); break;
+    case 2: tile<T, R, 2>(x, pitch, w, steps, ask, acc); break;
+    default: tile<T, R, 4>(x, pitch, w, steps, ask, acc); break;
+  }
   for (int r = 0; r < R; ++r) done(row + r, acc[r]);
 }
 
 // One panel for `rows` rows of x, `pitch` words apart; done(row, sums) takes each row's 64 sums.
+//
+// The first tile reads w from memory, the others from the second cache: meanwhile they ask for
+// `next`, where there is one, so that the memory is busy while products are computed.
 template <class T, class Done>
 void panel(const uint32_t *x, long pitch, int rows, const uint32_t *w, int steps,
-           const Done &done) {
-  int row = 0;
-  for (int tiles = (rows + TILE - 1) / TILE; tiles > 0; --tiles) {
-    const int now = (rows - row + tiles - 1) / tiles;
+           const Done &done, const uint32_t *next = nullptr) {
+  const int tiles = (rows + TILE - 1) / TILE;
+  const int each = tiles < 3 ? 4 : tiles < 5 ? 2 : 1;  // lines of a step that a tile asks for
+  for (int tile = 0, row = 0, asked = 0; tile < tiles; ++tile) {
+    const int left = tiles - tile, now = (rows - row + left - 1) / left;
+    const int lines = next && tile && asked < 4 ? each : 0;
+    const uint32_t *ask = next + 16 * asked;
     switch (now) {
-      case 1: tile_then<T, 1>(x, pitch, w, steps, row, done); break;
-      case 2: tile_then<T, 2>(x, pitch, w, steps, row, done); break;
-      case 3: tile_then<T, 3>(x, pitch, w, steps, row, done); break;
-      case 4: tile_then<T, 4>(x, pitch, w, steps, row, done); break;
-      case 5: tile_then<T, 5>(x, pitch, w, steps, row, done); break;
-      default: tile_then<T, 6>(x, pitch, w, steps, row, done); break;
+      case 1: tile_then<T, 1>(x, pitch, w, steps, ask, lines, row, done); break;
+      case 2: tile_then<T, 2>(x, pitch, w, steps, ask, lines, row, done); break;
+      case 3: tile_then<T, 3>(x, pitch, w, steps, ask, lines, row, done); break;
+      case 4: tile_then<T, 4>(x, pitch, w, steps, ask, lines, row, done); break;
+      case 5: tile_then<T, 5>(x, pitch, w, steps, ask, lines, row, done); break;
+      default: tile_then<T, 6>(x, pitch, w, steps, ask, lines, row, done); break;
     }
+    asked += lines;
     row += now;
   }
 }
@@ -128,13 +144,19 @@ void product(const void *x, int groups, const int32_t *offsets, const Weight &w,
       for (int p = 0; p < panels; ++p) tasks.push_back({g, offsets[g] + first, last - first, p});
     }
   }
-  team.run(long(tasks.size()), [&](long i) {
+  const auto weights = [&](const Task &task) {
+    return w.panels + (long(task.group) * panels + task.panel) * panel_words<T>(w);
+  };
+  const long count = long(tasks.size()), members = team.size();
+  team.run(count, [&](long i) {
     const Task task = tasks[i];
-    panel<T>((const uint32_t *)x + long(task.row) * steps, steps, task.rows,
-             w.panels + (long(task.group) * panels + task.panel) * panel_words<T>(w), steps,
+    // Members take tasks in turn, so that this one's next is most likely:
+    const uint32_t *next = i + members < count ? weights(tasks[i + members]) : nullptr;
+    panel<T>((const uint32_t *)x + long(task.row) * steps, steps, task.rows, weights(task), steps,
              [&](int row, vec *sums) {
                finish<T>(then, w, task.panel, task.row + row, sums, out);
-             });
+             },
+             next);
   });
 }
 

@@ -19,6 +19,8 @@ class Team {
     for (std::thread &helper : helpers_) helper.join();
   }
 
+  long size() const { return long(helpers_.size()) + 1; }
+
   // each(i) for i in [0, count), in any order and on any thread.
   template <class Each> void run(long count, const Each &each) {
     if (count < 2 || helpers_.empty()) {
