@@ -195,6 +195,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
             "serving/app/builder.py",
             "serving/app/launch.py",
             "serving/app/replica.py",
+            "serving/app/links.py",
             "serving/app/replicas.py",
             "serving/app/router.py",
         }

@@ -9,6 +9,8 @@
 | autoscaling.py | decides | what waits, tokens in flight -> how many replicas |
 | replica.py | executes | an engine -> a replica; one message for each step |
 | replicas.py | executes | all replicas -> the `Backend` of an ingress |
+| links.py | executes | an ingress's own connections to replicas -> their steps |
+| wire.py | executes | values -> another process that knows the secret |
 | latency.py | decides | a replica's deltas -> how long its answers take |
 | figures.py | decides | how replicas are and were -> rows of charts |
 | recorder.py | executes | what replicas tell -> Weights & Biases |

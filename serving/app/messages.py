@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.errors import (
@@ -16,7 +16,7 @@ from serving.errors import (
     RequestError,
     ServingError,
 )
-from serving.request import Delta
+from serving.request import Delta, Request
 
 REFUSALS: dict[str, type[ServingError]] = {
     cls.__name__: cls
@@ -34,7 +34,8 @@ class Ticket:
     ``replica``: the only one that will do, or empty; where it is no more, some other one says so.
     ``avoid``: those that failed this request.
     ``full``: those that had no place for it, and come last. ``tokens``: what it may come to
-    compute. ``probe``: it asks how replicas are, one after the other.
+    compute. ``probe``: it asks how replicas are, one after the other. ``picks``: it asks where the
+    request is to go, which then goes there past the router.
     """
 
     replica: str = ""
@@ -42,6 +43,7 @@ class Ticket:
     full: frozenset[str] = frozenset()
     tokens: int = 0
     probe: bool = False
+    picks: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,38 @@ class Admission:
 
     replica: str
     refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a replica takes requests past Ray Serve, from who knows ``secret``.
+
+    ``port`` is 0 where it does not.
+    """
+
+    replica: str
+    host: str = ""
+    port: int = 0
+    secret: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request for a replica's door; the ``Admitted`` with the same number answers it."""
+
+    number: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Admitted:
+    number: int
+    admission: Admission
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    request_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray.util
 from ray import serve
 
 from serving.app.autoscaling import TOKENS, WAITING
 from serving.app.messages import (
     AdapterChange,
     Admission,
+    Admitted,
+    Cancellation,
+    Door,
     Refusal,
     Report,
     Step,
+    Submission,
     Ticket,
     Vectors,
 )
 from serving.app.recorder import Telling
+from serving.app.wire import SECRET_BYTES, Wire, WireLost, answer
 from serving.engine.protocol import Engine, EngineFacts
 from serving.errors import EngineDead, ServingError
 from serving.request import Delta, Request
 
+LOG = logging.getLogger("serving.app")
+
+DRAIN_LOOK_S = 0.05
 IDLE_S = 0.5  # a stream without requests ends, so that a replica that is to go can
 
 
@@ -36,13 +48,21 @@ class _Outbox:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     left: dict[str, int] = field(default_factory=dict)
 
+    def take(self) -> tuple[Delta, ...]:
+        """What has come since, in order."""
+        self.news.clear()
+        deltas, self.deltas = tuple(self.deltas), []
+        return deltas
+
 
 class EngineReplica:
     """Every method takes the router's ``Ticket`` first.
 
     ``submit`` admits a request of an ingress; ``listen`` gives that ingress the deltas of all its
     requests, one message for each step, and ends when it has had none for a while. What is meant
-    for another replica comes here when that one is no more, and is told so.
+    for another replica comes here when that one is no more, and is told so. Behind the ``door`` an
+    ingress has the same on a connection of its own; Serve does not count what comes there, so that
+    a replica that is to go waits itself for what it is answering.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
@@ -53,16 +73,24 @@ class EngineReplica:
         self._outboxes: dict[str, _Outbox] = {}
         self._owners: dict[str, str] = {}
         self._dead: Refusal | None = None
+        self._drains = False
         self._reports = 0
         self._engine = make_engine()
         await self._engine.start()
+        self._door, self._server = await self._open_door()
         self._reading = asyncio.ensure_future(self._read())
         self._telling: Telling | None = None
         if recorder is not None:
             self._telling = Telling(self._name, self._engine, recorder, every_s, time.monotonic)
             self._told = asyncio.ensure_future(self._telling.run())
 
+    async def door(self, ticket: Ticket) -> Door:
+        return self._door
+
     async def submit(self, ticket: Ticket, ingress: str, request: Request) -> Admission:
+        if self._drains:
+            gone = EngineDead("a replica goes away", fix="send the request again")
+            return Admission(self._name, Refusal.of(gone))
         outbox = self._outboxes.setdefault(ingress, _Outbox())
         outbox.left[request.request_id] = request.n
         self._owners[request.request_id] = ingress
@@ -93,9 +121,7 @@ class EngineReplica:
                         yield Step(self._engine.load())
                         return
                     continue
-                outbox.news.clear()
-                deltas, outbox.deltas = tuple(outbox.deltas), []
-                yield Step(self._engine.load(), deltas, self._dead)
+                yield Step(self._engine.load(), outbox.take(), self._dead)
                 if self._dead is not None:
                     return
         except (asyncio.CancelledError, GeneratorExit):
@@ -165,10 +191,70 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         if hasattr(self, "_reading"):
+            self._drains = True
+            while self._dead is None and any(each.left for each in self._outboxes.values()):
+                await asyncio.sleep(DRAIN_LOOK_S)
+            if self._server is not None:
+                self._server.close()
             await self._engine.close()
             self._reading.cancel()
             if self._telling is not None:
                 self._told.cancel()
+
+    async def _open_door(self) -> tuple[Door, asyncio.Server | None]:
+        host, secret = ray.util.get_node_ip_address(), secrets.token_bytes(SECRET_BYTES)
+        try:
+            server = await answer(host, secret, self._on_wire)
+        except OSError as error:
+            LOG.warning("replica %s listens nowhere: %s", self._name, error)
+            return Door(self._name), None
+        port = server.sockets[0].getsockname()[1]
+        return Door(self._name, host, port, secret), server
+
+    async def _on_wire(self, wire: Wire) -> None:
+        """Answer an ingress on its own connection until it goes."""
+        ingress = uuid.uuid4().hex
+        outbox = self._outboxes[ingress] = _Outbox()
+        telling = asyncio.ensure_future(self._tell(wire, outbox))
+        admitting: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                message = await wire.receive()
+                if isinstance(message, Submission):
+                    task = asyncio.ensure_future(self._admit(wire, ingress, message))
+                    admitting.add(task)
+                    task.add_done_callback(admitting.discard)
+                else:
+                    assert isinstance(message, Cancellation)
+                    await self.cancel(Ticket(), message.request_ids)
+        except WireLost:
+            pass
+        finally:
+            telling.cancel()
+            await asyncio.gather(*admitting, return_exceptions=True)
+            await self.cancel(Ticket(), list(outbox.left))
+            del self._outboxes[ingress]
+
+    async def _admit(self, wire: Wire, ingress: str, asked: Submission) -> None:
+        try:
+            admission = await self.submit(Ticket(), ingress, asked.request)
+        except Exception as error:  # a bug of an engine: its client must not hang
+            LOG.exception("%s could not be admitted", asked.request.request_id)
+            failed = EngineDead("the engine failed", got=f"{type(error).__name__}: {error}")
+            admission = Admission(self._name, Refusal.of(failed))
+        wire.send(Admitted(asked.number, admission))
+
+    async def _tell(self, wire: Wire, outbox: _Outbox) -> None:
+        try:
+            dead: Refusal | None = None
+            while dead is None:
+                await outbox.news.wait()
+                dead = self._dead
+                wire.send(Step(self._engine.load(), outbox.take(), dead))
+                await wire.drain()
+        except WireLost:
+            pass
+        wire.close()
 
     def _gone(self, ticket: Ticket) -> Refusal | None:
         """What to say to a call that was meant for another replica."""

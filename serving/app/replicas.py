@@ -1,7 +1,8 @@
 """The ``Backend`` of an ingress: all engine replicas behind Ray Serve's router.
 
 A request that its replica loses before its first token is tried elsewhere; one that is lost later
-ends with an error. One stream for each replica carries the deltas of all its requests.
+ends with an error. One connection to each replica carries all its requests and their deltas; where
+there can be none, calls of Ray Serve's and one stream do.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ import contextvars
 import logging
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.exceptions import RayError
 
 from serving.app.adapters import ReplicasAdapters
 from serving.app.config import IngressConfig
-from serving.app.messages import Admission, Report, Step, Ticket
+from serving.app.links import Link, Links
+from serving.app.messages import Admission, Refusal, Report, Step, Ticket
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.errors import EngineDead, ModelNotFound, Overloaded, ServingError
 from serving.request import Delta, Request
 
 LOG = logging.getLogger("serving.app")
+
+T = TypeVar("T")
 
 Item = Delta | EngineDead
 FORGET_AFTER = 4  # times the silence that makes a replica count as dead
@@ -33,6 +38,7 @@ FORGET_AFTER = 4  # times the silence that makes a replica count as dead
 class _Stream:
     request: Request
     replica: str = ""
+    linked: bool = False  # whether it went there on a connection of ours
     avoid: frozenset[str] = frozenset()
     full: frozenset[str] = frozenset()
     queue: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
@@ -55,6 +61,9 @@ class Replicas:
         self._adapters = ReplicasAdapters(
             handle, lambda: list(self._loads), config.admit_s, _now_s, self._gone
         )
+        self._links = Links(
+            handle, self._hear_step, self._lose_link, _apart, _now_s, config.admit_s
+        )
 
     @property
     def facts(self) -> EngineFacts:
@@ -66,6 +75,7 @@ class Replicas:
         self._report = await self._handle.report.remote(Ticket(probe=True))
         self._hear(self._report)
         await self._adapters.hear(self._report, asked_s)
+        await self._link(self._report.replica)
         self._watching = _apart(self._watch())
 
     async def open(self, request: Request) -> AsyncIterator[Delta]:
@@ -132,12 +142,11 @@ class Replicas:
             lacking = ""
             digest = self._adapters.digest(request.adapter)
             asked = replace(request, adapter_digest=digest)
-            call = _answer(self._handle.submit.remote(ticket, self._ingress, asked))
-            admitting = asyncio.ensure_future(call)
+            admitting = _apart(self._admit(ticket, asked))
             try:
                 # Not ``wait_for``, which loses a cancellation that comes with the result (3.11).
                 async with asyncio.timeout(self._config.admit_s):
-                    admission = await asyncio.shield(admitting)
+                    admission, link = await asyncio.shield(admitting)
             except RayError as error:
                 failure = _lost(error)
                 continue
@@ -148,9 +157,13 @@ class Replicas:
                 self._beside(self._withdraw(admitting, request.request_id))
                 raise
             if admission.refusal is None:
-                stream.replica = admission.replica
-                self._listen(admission.replica)
-                return
+                stream.replica, stream.linked = admission.replica, link is not None
+                if link is None:
+                    self._listen(admission.replica)
+                if link is None or link.lives:
+                    return
+                admission = _lost_with(admission.replica)  # since it admitted
+            assert admission.refusal is not None
             failure = admission.refusal.error()
             if isinstance(failure, EngineDead):
                 stream.avoid |= {admission.replica}
@@ -168,6 +181,21 @@ class Replicas:
             else:
                 raise failure
         raise failure or EngineDead("no replica takes requests now")
+
+    async def _admit(self, ticket: Ticket, request: Request) -> tuple[Admission, Link | None]:
+        """Have Serve's router say where, and go there: on our connection, which comes too, or as
+        a call of Serve's."""
+        picking = self._handle.choose_replica(replace(ticket, picks=True), _reserve=False)
+        async with picking as picked:
+            replica: str = picked.replica_id
+        try:
+            link = await self._links.to(replica)
+            if link is not None:
+                return await link.submit(request), link
+        except OSError:
+            return _lost_with(replica), None
+        ticket = replace(ticket, replica=replica, tokens=0)  # which are counted
+        return await self._handle.submit.remote(ticket, self._ingress, request), None
 
     async def _deltas(self, stream: _Stream) -> AsyncIterator[Delta]:
         left = stream.request.n
@@ -197,7 +225,7 @@ class Replicas:
         """Hand out what ``replica`` makes for as long as it has requests of ours."""
         dead: EngineDead | None = None
         try:
-            while dead is None and self._of(replica):
+            while dead is None and self._of(replica, linked=False):
                 dead = await self._hear_once(replica)
         except RayError as error:
             dead = _lost(error)
@@ -207,11 +235,7 @@ class Replicas:
         finally:
             del self._listening[replica]
         if dead is not None:
-            self._loads.pop(replica, None)
-            for stream in self._of(replica):
-                stream.avoid |= {replica}
-                stream.replica = ""
-                stream.queue.put_nowait(dead)
+            self._end(replica, dead, linked=False)
 
     async def _hear_once(self, replica: str) -> EngineDead | None:
         listen = self._handle.options(stream=True).listen
@@ -223,28 +247,68 @@ class Replicas:
             steps.cancel()
             return EngineDead("a replica went away", fix="send the request again")
         while True:
-            for delta in step.deltas:
-                stream = self._streams.get(delta.request_id)
-                # What a replica still makes of a request that went elsewhere is nobody's.
-                if stream is not None and replica not in stream.avoid:
-                    stream.queue.put_nowait(delta)
-            if step.dead is not None:
-                error = step.dead.error()
-                assert isinstance(error, EngineDead)
-                return error
-            self._loads[replica] = (_now_s(), step.load)
+            if (dead := self._take(replica, step)) is not None:
+                return dead
             try:
                 step = await anext(steps)
             except StopAsyncIteration:
                 return None
 
-    def _of(self, replica: str) -> list[_Stream]:
-        return [stream for stream in self._streams.values() if stream.replica == replica]
+    def _hear_step(self, replica: str, step: Step) -> None:
+        """What came on our own connection."""
+        if (dead := self._take(replica, step)) is not None:
+            self._end(replica, dead, linked=True)
 
-    async def _withdraw(self, admitting: asyncio.Future[Admission], request_id: str) -> None:
+    def _take(self, replica: str, step: Step) -> EngineDead | None:
+        """Hand out its deltas; what ends them, where something does."""
+        for delta in step.deltas:
+            stream = self._streams.get(delta.request_id)
+            # What a replica still makes of a request that went elsewhere is nobody's.
+            if stream is not None and replica not in stream.avoid:
+                stream.queue.put_nowait(delta)
+        if step.dead is not None:
+            error = step.dead.error()
+            assert isinstance(error, EngineDead)
+            return error
+        self._loads[replica] = (_now_s(), step.load)
+        return None
+
+    async def _link(self, replica: str) -> None:
+        with suppress(OSError):  # who sends a request there is told
+            await self._links.to(replica)
+
+    def _lose_link(self, replica: str, error: OSError) -> None:
+        self._end(
+            replica,
+            EngineDead(
+                "the connection to a replica was lost",
+                got=str(error),
+                fix="send the request again",
+            ),
+            linked=True,
+        )
+
+    def _end(self, replica: str, dead: EngineDead, *, linked: bool) -> None:
+        """Nothing more comes of what went there that way."""
+        self._loads.pop(replica, None)
+        for stream in self._of(replica, linked=linked):
+            stream.avoid |= {replica}
+            stream.replica = ""
+            stream.queue.put_nowait(dead)
+
+    def _of(self, replica: str, *, linked: bool) -> list[_Stream]:
+        return [
+            stream
+            for stream in self._streams.values()
+            if stream.replica == replica and stream.linked == linked
+        ]
+
+    async def _withdraw(
+        self, admitting: asyncio.Future[tuple[Admission, Link | None]], request_id: str
+    ) -> None:
         """Cancel a request that nobody waits for any more, should a replica yet admit it."""
         try:
-            admission = await admitting
+            admission, _ = await admitting
         except (RayError, asyncio.CancelledError):
             return
         if admission.refusal is None:
@@ -259,6 +323,9 @@ class Replicas:
         self._loads.pop(replica, None)
 
     async def _cancel(self, replica: str, request_id: str) -> None:
+        if (link := self._links.made(replica)) is not None:
+            link.cancel([request_id])
+            return
         try:
             call = self._handle.cancel.remote(Ticket(replica=replica), [request_id])
             await asyncio.wait_for(call, self._config.admit_s)
@@ -290,23 +357,26 @@ class Replicas:
         self._report = report
         self._heard_s = _now_s()
         self._loads[report.replica] = (self._heard_s, report.load)
+        if self._links.made(report.replica) is None:
+            self._beside(self._link(report.replica))
         oldest_s = self._heard_s - FORGET_AFTER * self._config.silence_s
         for silent in [name for name, (at_s, _) in self._loads.items() if at_s < oldest_s]:
             self._gone(silent)
 
 
-def _apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _apart(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """``work`` as a task that belongs to no HTTP request: Ray Serve cancels the calls of a request
     whose client went away, and may swap the places of those that wait to be routed."""
     return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
-async def _answer(call: Any) -> Any:
-    return await call
-
-
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _lost_with(replica: str) -> Admission:
+    lost = EngineDead("the replica that answered was lost", fix="send the request again")
+    return Admission(replica, Refusal.of(lost))
 
 
 def _lost(error: RayError) -> EngineDead:

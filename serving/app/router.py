@@ -31,7 +31,10 @@ class TokensInFlightRouter(RequestRouter):  # type: ignore[misc]  # Ray has no t
             ticket = pending_request.args[0]
             # Where none will do yet Serve asks again, and without this in a loop that never waits.
             pending_request.routing_context.should_backoff = True
-        return [[by_name[name]] for name in self._placement.order(list(by_name), ticket)]
+        order = self._placement.order(list(by_name), ticket)
+        if ticket.picks and order:
+            self._placement.sent(order[0], ticket)  # Serve will not say that it was routed
+        return [[by_name[name]] for name in order]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any

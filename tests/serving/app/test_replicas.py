@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ ray = pytest.importorskip("ray")
 from ray.exceptions import RayError  # noqa: E402
 
 from serving.app.config import IngressConfig  # noqa: E402
-from serving.app.messages import AdapterChange, Admission, Refusal, Step, Ticket  # noqa: E402
+from serving.app.messages import AdapterChange, Admission, Door, Refusal, Step, Ticket  # noqa: E402
 from serving.app.placement import LeastTokens  # noqa: E402
 from serving.app.replicas import Replicas  # noqa: E402
 from serving.engine.protocol import EngineLoad  # noqa: E402
@@ -54,6 +56,9 @@ class Replica:
     async def cancel(self, ticket: Ticket, request_ids: list[str]) -> None:
         self.cancelled += request_ids
 
+    async def door(self, ticket: Ticket) -> Door:
+        return Door(self.name)
+
     async def load_adapter(self, ticket: Ticket, name: str, folder: str) -> AdapterChange:
         if ticket.replica not in ("", self.name):
             return AdapterChange(self.name, refusal=Refusal.of(EngineDead("gone")))
@@ -77,6 +82,10 @@ class Handle:
 
     def options(self, *, stream: bool) -> Handle:
         return self
+
+    @asynccontextmanager
+    async def choose_replica(self, ticket: Ticket, *, _reserve: bool) -> AsyncIterator[Any]:
+        yield SimpleNamespace(replica_id=LeastTokens().order(list(self.replicas), ticket)[0])
 
     def __getattr__(self, method: str) -> Any:
         class Method:
