@@ -8,15 +8,15 @@ import random
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from hecate.bench.lora.engines import BASE, Asked, Job
+from hecate.bench.lora.engines import BASE, Asked, Job, Times
 from hecate.bench.lora.folders import write_adapters
 from hecate.bench.lora.placed import place
-from hecate.bench.lora.workload import arrivals, popularity, rank_of
+from hecate.bench.lora.workload import Ask, arrivals, popularity, rank_of
 from hecate.bench.report import BenchOptions, Report, Row
 from hecate.bench.serve.models import MODELS, write_model
 from serving.lora.config import LoraConfig
@@ -24,13 +24,15 @@ from serving.lora.placement import RankAware, StepModel, baselines, fit
 
 MODEL = "86m"
 PROMPT, ANSWER = 128, 32
+BRIEF_PROMPT, BRIEF_ANSWER = 64, 4  # of the open loops: a load is then no small part of an answer
 WAYS = ("wait", "pipeline", "assist", "auto")
 SIMULATED = 60
 
 
 @dataclass(frozen=True)
 class Pace:
-    """``requests``: of each open loop; ``load``: as a share of what the engine can do."""
+    """``requests``: of each open loop; ``load``: as a share of what the engine can do; ``slots``:
+    in those in which adapters are cold."""
 
     adapters: int
     rounds: int
@@ -38,11 +40,12 @@ class Pace:
     requests: int
     load: float
     throttle_ms: float
+    slots: int
     placed: int
 
 
-WHOLE = Pace(128, 3, 32, 96, 0.5, 60.0, 6000)
-QUICK = Pace(16, 1, 8, 16, 0.5, 60.0, 1000)
+WHOLE = Pace(128, 3, 32, 192, 0.3, 80.0, 4, 6000)
+QUICK = Pace(32, 1, 8, 48, 0.3, 80.0, 2, 1000)
 
 
 def run_bench(options: BenchOptions) -> Report:
@@ -76,9 +79,6 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             base_rates.append(await resident.rate([BASE] * pace.batch))
             rates.append(await resident.rate(drawn))
             ratios.append(rates[-1] / base_rates[-1])
-        capacity = statistics.median(rates) / job.answer
-        asks = arrivals(pace.requests, pace.load * capacity, shares, random.Random(2).random)
-        warm = await resident.times(asks)
         steps = await _step_model(resident, pace, job)
     finally:
         await resident.close()
@@ -90,15 +90,16 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             "ratio": statistics.median(ratios),
         },
     ]
+    brief = replace(job, prompt=BRIEF_PROMPT, answer=BRIEF_ANSWER)
+    asks, warm = await _warm(brief, pace, shares)
     warm_s = statistics.mean(each.whole_s for each in warm)
     rows.append(_latency("resident, open loop", warm, warm_s))
     means: dict[str, float] = {}
-    slots = max(2, pace.adapters // 8)
     for way in WAYS:
         cold = Asked(
-            job,
+            brief,
             LoraConfig(
-                slots=slots,
+                slots=pace.slots,
                 host_cache_mib=4096,
                 cold=way,
                 host_workers=1,
@@ -123,7 +124,9 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             "ranks": [8, 16, 32, 64],
             "prompt": job.prompt,
             "answer": job.answer,
-            "slots_when_cold": slots,
+            "open_loop_prompt": brief.prompt,
+            "open_loop_answer": brief.answer,
+            "slots_when_cold": pace.slots,
             "throttle_ms": pace.throttle_ms,
             "load": pace.load,
         },
@@ -149,6 +152,20 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             f"placement is simulated, {SIMULATED} replicas with the steps measured here",
         ),
     )
+
+
+async def _warm(job: Job, pace: Pace, shares: Sequence[float]) -> tuple[list[Ask], list[Times]]:
+    """An open loop of which every adapter is on the device: what is asked, and how long it took."""
+    resident = Asked(job, LoraConfig(slots=pace.adapters, host_cache_mib=4096))
+    await resident.start()
+    try:
+        await resident.rate(list(range(pace.adapters)))
+        drawn = [ask.adapter for ask in arrivals(pace.batch, 1.0, shares, random.Random(1).random)]
+        capacity = await resident.rate(drawn) / job.answer
+        asks = arrivals(pace.requests, pace.load * capacity, shares, random.Random(2).random)
+        return asks, await resident.times(asks)
+    finally:
+        await resident.close()
 
 
 def _latency(what: str, times: Sequence[object], warm_s: float) -> Row:
