@@ -26,6 +26,7 @@ from jobs import (
     write_config,
     write_corpus,
 )
+from patience import until
 
 from hecate.checkpoint.reader import CheckpointReader
 from hecate.train.stopping import STOPPED
@@ -89,6 +90,8 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bit_for_bit(
     wait_for_step(run, 1, launcher)
     ranks = [child for child in psutil.Process(launcher.pid).children() if rank_of(child)]
     (doomed,) = [child for child in ranks if rank_of(child) == victim]
+    saved = run / "checkpoints"
+    until(lambda: any(saved.glob("step-*")) or launcher.poll() is not None, "a checkpoint")
     wait_for_step(run, step, launcher)
     doomed.kill()
     killed_s = time.monotonic()

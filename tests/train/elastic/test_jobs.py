@@ -87,7 +87,8 @@ def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Pa
     assert "was ended by SIGKILL" in killed["cause"] and "did not answer" in hung["cause"]
     for recovery in (killed, hung):
         assert recovery["ranks"] == [2, 2]
-        assert 0 <= recovery["at_step"] - recovery["step"] <= EVERY
+        # The newest save may not be over, but the one before it is: each waits for the last.
+        assert 0 <= recovery["at_step"] - recovery["step"] < 2 * EVERY
         assert list(recovery["seconds"]) == ["leave", "fork", "join", "prepare", "step"]
     assert done.stderr.count("2 ranks went on after step") == 2
     assert "Traceback" not in done.stderr
@@ -135,7 +136,8 @@ def test_a_rank_that_only_fails_is_left_out_and_comes_back(folder: Path) -> None
     done = finish(job)
     assert done.returncode == 0, done.stderr
     assert [recovery["ranks"] for recovery in recoveries(run)] == [[2, 2], [2, 1], [1, 2]]
-    assert [recovery["step"] for recovery in recoveries(run)] == [0, 0, 12]
+    steps = [recovery["step"] for recovery in recoveries(run)]
+    assert steps[:2] == [0, 0] and steps[2] in (12, 24)  # where it had come to when it was killed
 
 
 def members_when_two(job: Forked) -> list[psutil.Process]:
