@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,8 +258,22 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen | Forked) -> N
     def come() -> bool:
         return path.exists() and path.read_bytes().count(b"\n") >= step
 
-    until(lambda: come() or process.poll() is not None, f"step {step}", pause_s=0.002)
-    assert come(), process.communicate()[1]
+    wait_for(come, f"step {step}", process, pause_s=0.002)
+
+
+def wait_for(
+    true: Callable[[], Any],
+    what: str,
+    *processes: subprocess.Popen | Forked,
+    pause_s: float = 0.02,
+) -> None:
+    """``until``, of ``processes`` of which none may end before that."""
+
+    def ended() -> list[subprocess.Popen | Forked]:
+        return [process for process in processes if process.poll() is not None]
+
+    until(lambda: true() or ended(), what, pause_s=pause_s)
+    assert true(), [process.communicate()[1] for process in ended()]
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

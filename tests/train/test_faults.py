@@ -22,11 +22,11 @@ from jobs import (
     set_,
     start,
     succeed,
+    wait_for,
     wait_for_step,
     write_config,
     write_corpus,
 )
-from patience import until
 
 from hecate.checkpoint.reader import CheckpointReader
 from hecate.train.stopping import STOPPED
@@ -91,7 +91,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bit_for_bit(
     ranks = [child for child in psutil.Process(launcher.pid).children() if rank_of(child)]
     (doomed,) = [child for child in ranks if rank_of(child) == victim]
     saved = run / "checkpoints"
-    until(lambda: any(saved.glob("step-*")) or launcher.poll() is not None, "a checkpoint")
+    wait_for(lambda: any(saved.glob("step-*")), "a checkpoint", launcher)
     wait_for_step(run, step, launcher)
     doomed.kill()
     killed_s = time.monotonic()

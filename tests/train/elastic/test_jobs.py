@@ -15,11 +15,12 @@ from jobs import (
     json_lines,
     metrics,
     set_,
+    wait_for,
     wait_for_step,
     write_config,
     write_corpus,
 )
-from patience import PATIENCE_S, until
+from patience import PATIENCE_S
 
 from hecate.train.stopping import STOPPED
 
@@ -62,12 +63,7 @@ def recoveries(run: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_recovery(run: Path, number: int, job: Forked) -> None:
-    until(lambda: len(recoveries(run)) >= number or ended(job), f"recovery {number}")
-    assert not ended(job), job.communicate()[1]
-
-
-def ended(job: Forked) -> bool:
-    return job.poll() is not None
+    wait_for(lambda: len(recoveries(run)) >= number, f"recovery {number}", job)
 
 
 def test_a_killed_and_a_hanging_rank_are_replaced_and_nothing_changes(folder: Path) -> None:
@@ -130,8 +126,7 @@ def test_a_rank_that_only_fails_is_left_out_and_comes_back(folder: Path) -> None
     wait_for_recovery(run, 2, job)
     assert members(job) == [first]
     saved = run / "checkpoints" / "step-00000012"
-    until(lambda: saved.exists() or ended(job), "the save of step 12")
-    assert not ended(job), job.communicate()[1]
+    wait_for(saved.exists, "the save of step 12", job)
     first.kill()
     done = finish(job)
     assert done.returncode == 0, done.stderr
@@ -141,8 +136,7 @@ def test_a_rank_that_only_fails_is_left_out_and_comes_back(folder: Path) -> None
 
 
 def members_when_two(job: Forked) -> list[psutil.Process]:
-    until(lambda: len(members(job)) == 2 or ended(job), "the second rank")
-    assert not ended(job), job.communicate()[1]
+    wait_for(lambda: len(members(job)) == 2, "the second rank", job)
     return members(job)
 
 
