@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import TOY, Forked, finish, fork, set_, write_config, write_corpus
-from patience import until
+from jobs import TOY, Forked, finish, fork, set_, wait_for, write_config, write_corpus
 
 from hecate.bench.namespaces import INTERFACE, two_nodes
 
@@ -56,14 +55,7 @@ def test_the_rank_that_is_left_names_the_layer_and_the_rank(tmp_path: Path, vict
             for rank, node in enumerate(nodes)
         ]
         try:
-            until(
-                lambda: (
-                    min(map(sent_bytes, ranks)) >= IN_THE_GATHER_BYTES
-                    or any(rank.poll() is not None for rank in ranks)
-                ),
-                "a gather",
-            )
-            assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()[1]
+            wait_for(lambda: min(map(sent_bytes, ranks)) >= IN_THE_GATHER_BYTES, "a gather", *ranks)
             ranks[victim].kill()
             killed_s = time.monotonic()
             done = finish(ranks[1 - victim])
