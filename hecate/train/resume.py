@@ -15,6 +15,7 @@ from hecate.checkpoint.store import CheckpointStore
 from hecate.config import dump_config
 from hecate.data import TrainStream
 from hecate.errors import CheckpointError, ConfigError
+from hecate.files import replace
 from hecate.mesh import ParallelContext
 from hecate.train.build import Trainer
 from hecate.train.config import RunConfig
@@ -39,9 +40,7 @@ def begin_folder(config: RunConfig, folder: Path, resume: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not started:  # of an attempt that came to nothing, perhaps with another configuration
         shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    partial = folder / ".config.yaml.partial"
-    partial.write_text(dump_config(config), encoding="utf-8")
-    partial.replace(folder / "config.yaml")
+    replace(folder / "config.yaml", dump_config(config))
 
 
 def resume_from(
