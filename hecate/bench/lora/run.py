@@ -7,7 +7,8 @@ import os
 import random
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from hecate.bench.lora.engines import BASE, Asked, Job, Times
 from hecate.bench.lora.folders import write_adapters
 from hecate.bench.lora.placed import place
-from hecate.bench.lora.workload import Ask, arrivals, popularity, rank_of
+from hecate.bench.lora.workload import arrivals, popularity, rank_of
 from hecate.bench.report import BenchOptions, Report, Row
 from hecate.bench.serve.models import MODELS, write_model
 from serving.lora.config import LoraConfig
@@ -69,19 +70,14 @@ def run_bench(options: BenchOptions) -> Report:
 
 async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
     shares = popularity(pace.adapters)
-    resident = Asked(job, LoraConfig(slots=pace.adapters, host_cache_mib=4096))
-    await resident.start()
-    try:
-        drawn = [ask.adapter for ask in arrivals(pace.batch, 1.0, shares, random.Random(1).random)]
-        await resident.rate(list(range(pace.adapters)))  # every adapter is on the device now
+    drawn = [ask.adapter for ask in arrivals(pace.batch, 1.0, shares, random.Random(1).random)]
+    async with _resident(job, pace) as resident:
         ratios, base_rates, rates = [], [], []
         for _ in range(pace.rounds):
             base_rates.append(await resident.rate([BASE] * pace.batch))
             rates.append(await resident.rate(drawn))
             ratios.append(rates[-1] / base_rates[-1])
         steps = await _step_model(resident, pace, job)
-    finally:
-        await resident.close()
     rows: list[Row] = [
         {"what": "base, offline", "tokens_s": statistics.median(base_rates)},
         {
@@ -91,7 +87,10 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
         },
     ]
     brief = replace(job, prompt=BRIEF_PROMPT, answer=BRIEF_ANSWER)
-    asks, warm = await _warm(brief, pace, shares)
+    async with _resident(brief, pace) as resident:
+        capacity = await resident.rate(drawn) / brief.answer
+        asks = arrivals(pace.requests, pace.load * capacity, shares, random.Random(2).random)
+        warm = await resident.times(asks)
     warm_s = statistics.mean(each.whole_s for each in warm)
     rows.append(_latency("resident, open loop", warm, warm_s))
     means: dict[str, float] = {}
@@ -154,23 +153,21 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
     )
 
 
-async def _warm(job: Job, pace: Pace, shares: Sequence[float]) -> tuple[list[Ask], list[Times]]:
-    """An open loop of which every adapter is on the device: what is asked, and how long it took."""
-    resident = Asked(job, LoraConfig(slots=pace.adapters, host_cache_mib=4096))
-    await resident.start()
+@asynccontextmanager
+async def _resident(job: Job, pace: Pace) -> AsyncIterator[Asked]:
+    """An engine that has every adapter on the device."""
+    engine = Asked(job, LoraConfig(slots=pace.adapters, host_cache_mib=4096))
+    await engine.start()
     try:
-        await resident.rate(list(range(pace.adapters)))
-        drawn = [ask.adapter for ask in arrivals(pace.batch, 1.0, shares, random.Random(1).random)]
-        capacity = await resident.rate(drawn) / job.answer
-        asks = arrivals(pace.requests, pace.load * capacity, shares, random.Random(2).random)
-        return asks, await resident.times(asks)
+        await engine.rate(list(range(pace.adapters)))
+        yield engine
     finally:
-        await resident.close()
+        await engine.close()
 
 
-def _latency(what: str, times: Sequence[object], warm_s: float) -> Row:
-    whole = [each.whole_s for each in times]  # type: ignore[attr-defined]
-    first = [each.first_s for each in times]  # type: ignore[attr-defined]
+def _latency(what: str, times: Sequence[Times], warm_s: float) -> Row:
+    whole = [each.whole_s for each in times]
+    first = [each.first_s for each in times]
     mean_s = statistics.mean(whole)
     return {
         "what": what,
