@@ -126,7 +126,7 @@ class Links:
             if not door.port:
                 raise WireLost("it listens nowhere")
             wire = await call(door.host, door.port, door.secret)
-        except (OSError, TimeoutError) as error:
+        except OSError as error:  # of which a timeout is one
             LOG.warning("requests go to replica %s by Ray Serve: %s", replica, error)
             self._shut[replica] = self._clock()
             return None

@@ -375,11 +375,10 @@ def _now_s() -> float:
 
 
 def _lost_with(replica: str) -> Admission:
-    lost = EngineDead("the replica that answered was lost", fix="send the request again")
-    return Admission(replica, Refusal.of(lost))
+    return Admission(replica, Refusal.of(_lost()))
 
 
-def _lost(error: RayError) -> EngineDead:
+def _lost(error: RayError | str = "") -> EngineDead:
     return EngineDead(
         "the replica that answered was lost",
         got=(str(error).strip().splitlines() or [""])[0][:200],

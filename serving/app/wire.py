@@ -107,7 +107,7 @@ async def answer(
                 return
             writer.write(_proof(secret, _CALLED, ours + theirs))
             await on_wire(Wire(reader, writer))
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):
             return  # a stranger, or one that left
         finally:
             writer.close()

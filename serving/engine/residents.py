@@ -29,10 +29,8 @@ class Residents:
     def __init__(self, layers: AdapterLayers, prefix: str) -> None:
         self._layers = layers
         self._prefix = prefix
-        self._known = len(
-            layers.packed
-        )  # projections that adapters change, when the table was made
         self._changes = self._table()
+        self._known = len(layers.packed)  # projections that the table has
         self._kept: tuple[np.ndarray, ...] = ()  # what the struct of the last step points to
 
     def of(self, runs: Sequence[tuple[int, Place | None]]) -> library.Adapters | None:
