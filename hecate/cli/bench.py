@@ -44,7 +44,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Of the curves, this policy's; of train and serve, this model; may be repeated.",
+            help="Of the curves, this policy's; of train and serve, this model; of serve, offline, "
+            "stack, loads or pressure alone; may be repeated.",
         ),
     ] = None,
     trace: Annotated[

@@ -14,6 +14,7 @@ from hecate.cli.app import main
         (["curves", "--only", "shadowin"], "did you mean shadowing?"),
         (["planner", "--only", "fssdp"], "leave out --only"),
         (["train", "--only", "sfd"], "did you mean sft?"),
+        (["serve", "--only", "stac"], "did you mean stack?"),
         (["all", "--only", "fssdp"], "leave out --only"),
     ],
 )

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from hecate.bench.crew import usable_cores
 from hecate.bench.report import BenchOptions, Report, Row, require_known
-from hecate.bench.serve.contender import vllm_python
+from hecate.bench.serve.contender import Contender, vllm_python
 from hecate.bench.serve.margins import (
     COLUMNS,
     OfflineCell,
@@ -40,6 +40,7 @@ Say = Callable[[str], None]
 CONTEXT = 2560
 SHORT = tuple(Cell(batch, 128, 64) for batch in (1, 16, 64))
 LONG = tuple(Cell(batch, 512, 128) for batch in (1, 16, 64))
+PARTS = ("offline", "stack", "loads", "pressure")
 TRIAL = Cell(16, 128, 64)
 PRESSED = Cell(24, 128, 256)
 PRESSED_SHARE = 0.3
@@ -48,7 +49,8 @@ PRESSED_SHARE = 0.3
 @dataclass(frozen=True)
 class Pace:
     """How much is measured. ``online``: models that get open loops and the stack around them;
-    ``requests``: of each open loop; ``modes``: whether vLLM's are tried or its default is taken."""
+    ``requests``: of each open loop; ``modes``: whether vLLM's are tried or its default is taken;
+    ``parts``: which of ``PARTS``."""
 
     models: tuple[str, ...]
     online: tuple[str, ...]
@@ -57,6 +59,7 @@ class Pace:
     requests: int
     singles: int
     modes: bool
+    parts: tuple[str, ...] = PARTS
 
 
 WHOLE = Pace(tuple(MODELS), ("108m", "86m"), (*SHORT, *LONG), 5, 200, 40, True)
@@ -77,11 +80,13 @@ class Found:
 def run_bench(options: BenchOptions) -> Report:
     """What ``bench_serve`` promises."""
     console = Console(stderr=True)
-    require_known("bench serve has no such model", options.only, MODELS)
+    require_known("bench serve has no such model or part", options.only, (*MODELS, *PARTS))
     pace = QUICK if options.quick else WHOLE
-    if options.only:
-        online_ones = tuple(name for name in options.only if name in pace.online)
-        pace = replace(pace, models=options.only, online=online_ones)
+    if models := tuple(name for name in options.only if name in MODELS):
+        online_ones = tuple(name for name in models if name in pace.online)
+        pace = replace(pace, models=models, online=online_ones)
+    if parts := tuple(name for name in options.only if name in PARTS):
+        pace = replace(pace, parts=parts)
     with tempfile.TemporaryDirectory(prefix="hecate-bench-serve-") as folder:
         return measure(options, pace, Path(folder), lambda line: console.print(line, markup=False))
 
@@ -118,13 +123,15 @@ def measure(options: BenchOptions, pace: Pace, folder: Path, say: Say) -> Report
         if python:
             told = {key: value for key, value in setting.llm.items() if key != "model"}
             settings["vllm"] = {"arguments": told, "environment": dict(setting.vllm_environment)}
-        _offline(model, setting, pace, machine, folder, found, say)
+        if "offline" in pace.parts:
+            _offline(model, setting, pace, machine, folder, found, say)
         if name in pace.online:
             demands = [random_demand(model.vocab_size)]
             demands += [trace_demand(trace, model.vocab_size) for trace in traces]
             notes += [demand.remark for demand in demands if demand.remark not in ("", *notes)]
             _online(model, setting, pace, demands, folder, found, say)
-            _pressed(model, setting, pace, folder, found, say)
+            if "pressure" in pace.parts:
+                _pressed(model, setting, pace, folder, found, say)
     return report_of(options, pace, machine, settings, notes, found)
 
 
@@ -165,27 +172,44 @@ def _online(
     found: Found,
     say: Say,
 ) -> None:
+    """Parts in which requests come over time, to one engine of ours."""
+    if not {"stack", "loads"} & set(pace.parts):
+        return
     with ExitStack() as stack:
         native, _ = stack.enter_context(online(NATIVE, setting, folder))
-        cold_s, warm_s = prefix_gain(native, model.vocab_size, rounds=5)
-        found.prefixes.append((model.title, cold_s, warm_s))
-        with hecate_serve(setting, folder) as url:
-            stacks, first = measure_stack(
-                native,
-                url,
-                model.vocab_size,
-                batches=(16, 64),
-                rounds=pace.rounds,
-                singles=pace.singles,
-                say=say,
-            )
-        found.stacks.append((model.title, stacks, first))
-        contenders = {NATIVE: native}
-        if setting.python:
-            contenders[VLLM] = stack.enter_context(online(VLLM, setting, folder))[0]
-        for demand in demands:
-            for load in loads(demand, contenders, count=pace.requests, say=say):
-                found.loads.append((model.title, load))
+        if "stack" in pace.parts:
+            _stack(model, setting, pace, native, folder, found, say)
+        if "loads" in pace.parts:
+            contenders = {NATIVE: native}
+            if setting.python:
+                contenders[VLLM] = stack.enter_context(online(VLLM, setting, folder))[0]
+            for demand in demands:
+                for load in loads(demand, contenders, count=pace.requests, say=say):
+                    found.loads.append((model.title, load))
+
+
+def _stack(
+    model: ServedModel,
+    setting: Setting,
+    pace: Pace,
+    native: Contender,
+    folder: Path,
+    found: Found,
+    say: Say,
+) -> None:
+    cold_s, warm_s = prefix_gain(native, model.vocab_size, rounds=5)
+    found.prefixes.append((model.title, cold_s, warm_s))
+    with hecate_serve(setting, folder) as url:
+        stacks, first = measure_stack(
+            native,
+            url,
+            model.vocab_size,
+            batches=(16, 64),
+            rounds=pace.rounds,
+            singles=pace.singles,
+            say=say,
+        )
+    found.stacks.append((model.title, stacks, first))
 
 
 def _pressed(

@@ -79,7 +79,7 @@ def measure_stack(
     """Batches at once, 128 tokens in and 64 out, then single requests with pauses between."""
     stacks = []
     for batch in batches:
-        alone, behind, cores = [], [], []
+        alone_rates, behind_rates, cores = [], [], []
         for seed in range(-1, rounds):
             asked = closed(batch, 128, 64, vocabulary=vocabulary, seed=30_000 + seed)
             order = {"do": "replay", "asked": as_json(asked)}
@@ -88,28 +88,35 @@ def measure_stack(
             timings, behind_s, cpu_s = asyncio.run(over_http(again, url))
             _require_whole(timings)
             if seed >= 0:
-                alone.append(batch * 64 / alone_s)
-                behind.append(batch * 64 / behind_s)
+                alone_rates.append(batch * 64 / alone_s)
+                behind_rates.append(batch * 64 / behind_s)
                 cores.append(cpu_s / behind_s)
-        stack = Stack(batch, tuple(alone), tuple(behind), statistics.median(cores))
-        say(f"batch {batch}: {max(alone):,.0f} tokens/s alone, {max(behind):,.0f} behind the stack")
+        stack = Stack(batch, tuple(alone_rates), tuple(behind_rates), statistics.median(cores))
+        say(
+            f"batch {batch}: {max(alone_rates):,.0f} tokens/s alone, "
+            f"{max(behind_rates):,.0f} behind the stack"
+        )
         stacks.append(stack)
-    alone_first, behind_first = [], []
-    for seed in range(singles):
-        asked = closed(1, 128, 8, vocabulary=vocabulary, seed=50_000 + seed)
-        order = {"do": "replay", "asked": as_json(asked)}
-        alone_first.append(float(engine.ask(order, timeout_s=STOP_S)["timings"][0]["first_s"]))
-    gaps = [
-        Asked(LOW_LOAD_GAP_S * seed, one.prompt, 8)
-        for seed in range(singles)
-        for one in closed(1, 128, 8, vocabulary=vocabulary, seed=60_000 + seed)
-    ]
-    timings, _, _ = asyncio.run(over_http(gaps, url))
+    order = {"do": "replay", "asked": as_json(_single_requests(singles, vocabulary, seed=50_000))}
+    alone = engine.ask(order, timeout_s=STOP_S + 2 * LOW_LOAD_GAP_S * singles)["timings"]
+    asked = _single_requests(singles, vocabulary, seed=60_000)
+    timings, _, _ = asyncio.run(over_http(asked, url))
     _require_whole(timings)
-    behind_first = [timing.first_s for timing in timings]
-    first = FirstToken(statistics.median(alone_first), statistics.median(behind_first))
+    first = FirstToken(
+        statistics.median(float(timing["first_s"]) for timing in alone),
+        statistics.median(timing.first_s for timing in timings),
+    )
     say(f"first token: {first.alone_s * 1e3:.1f} ms alone, {first.behind_s * 1e3:.1f} behind")
     return stacks, first
+
+
+def _single_requests(count: int, vocabulary: int, *, seed: int) -> list[Asked]:
+    """One at a time, with pauses in which a machine falls asleep, on either side of the stack."""
+    return [
+        Asked(LOW_LOAD_GAP_S * number, one.prompt, 8)
+        for number in range(count)
+        for one in closed(1, 128, 8, vocabulary=vocabulary, seed=seed + number)
+    ]
 
 
 async def over_http(asked: Sequence[Asked], url: str) -> tuple[list[Timing], float, float]:
