@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from serving.scheduling.applications.traces import Kind, UnitRun
+from serving.scheduling.applications.traces import Call, Kind, UnitRun
 
 
 @dataclass(frozen=True, order=True)
@@ -18,22 +18,45 @@ class ClassKey:
 
 
 @dataclass
+class OpenCall:
+    """A request that is not answered yet. ``computed``: tokens of its prompt so far, ``output``:
+    tokens of its answers so far, ``attained_s``: what they cost."""
+
+    prompt_tokens: int
+    computed: int = 0
+    output: int = 0
+    attained_s: float = 0.0
+
+
+@dataclass
 class OpenUnit:
-    """A unit that has begun and not ended. ``running``: its calls that are not answered yet, by
-    request id."""
+    """A unit that has begun and not ended, ``began_s`` on the book's clock.
+
+    ``running``: its calls under way, by request id; ``held``: its runs that were begun by hand and
+    are to be ended so, by name, and when they began. It ends with the last of both. ``calls``:
+    those that were answered.
+    """
 
     unit: str
     kind: Kind
     began_s: float
-    running: dict[str, float] = field(default_factory=dict)
+    running: dict[str, OpenCall] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    attained_s: float = 0.0
+    failed: bool = False
 
 
 @dataclass(eq=False)
 class Live:
-    """One instance. ``attained_s``: seconds of the device that it has had, of calls under way too.
+    """One instance. ``attained_s``: seconds of the device that it has had, of calls under way too;
+    ``ended_s``: of that, in units that have ended.
 
-    ``deadline_s``: on the clock that ``arrived_s`` is of; infinite where it has none. ``runs``: the
-    units that ended, in that order.
+    ``arrived_s``, ``deadline_s``: on the caller's clock; the deadline is infinite where it has
+    none. ``began_s``, ``seen_s``: when it began and was last heard of, on the book's own clock,
+    which never runs back and leaps no gap. ``runs``: the units that ended, in that order;
+    ``open_units``: those that have not, by name. ``last``: it ends as soon as nothing of it is
+    open.
     """
 
     key: ClassKey
@@ -41,9 +64,12 @@ class Live:
     arrived_s: float
     deadline_s: float = math.inf
     attained_s: float = 0.0
+    ended_s: float = 0.0
+    began_s: float = 0.0
     seen_s: float = 0.0
     runs: list[UnitRun] = field(default_factory=list)
-    open: dict[str, OpenUnit] = field(default_factory=dict)
+    open_units: dict[str, OpenUnit] = field(default_factory=dict)
+    last: bool = False
 
 
 @dataclass(frozen=True)

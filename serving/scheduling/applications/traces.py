@@ -28,13 +28,15 @@ class Call:
 @dataclass(frozen=True)
 class UnitRun:
     """One unit, run once. ``calls``: of an LLM unit, side by side; ``seconds``: from when it began
-    to when it ended, of any unit; what an LLM unit waited for others is in it."""
+    to when it ended, of any unit; what an LLM unit waited for others is in it. ``began_s``: after
+    the instance did."""
 
     unit: str
     kind: Kind
     calls: tuple[Call, ...] = ()
     seconds: float = 0.0
     failed: bool = False
+    began_s: float = 0.0
 
 
 @dataclass(frozen=True)
