@@ -65,7 +65,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "serving": frozenset(),
     "serving.app": frozenset({"serving.api", "hecate.logging"}),
     "serving.bench": frozenset({"serving.api"}),
-    "serving.api": frozenset({"serving.engine", "hecate.config"}),
+    "serving.api": frozenset({"serving.engine", "serving.sandbox", "hecate.config"}),
+    "serving.sandbox": frozenset({"serving.errors", "hecate.config"}),
     "serving.engine": frozenset({"serving.scheduling", "serving.lora", "hecate.models"}),
     "serving.lora": frozenset({"serving.memory", "hecate.models"}),
     "serving.scheduling": frozenset({"serving.caches", "hecate.config"}),
@@ -164,6 +165,13 @@ PURE = frozenset(
         "serving.scheduling.costs",
         "serving.scheduling.decisions",
         "serving.scheduling.preemption",
+        "serving.scheduling.applications.traces",
+        "serving.scheduling.prewarm.coming",
+        "serving.scheduling.prewarm.decide",
+        "serving.scheduling.prewarm.keeping",
+        "serving.scheduling.prewarm.ledger",
+        "serving.scheduling.prewarm.shapes",
+        "serving.scheduling.prewarm.threshold",
         "serving.scheduling.scheduler",
         "serving.scheduling.sequences",
     }
@@ -186,6 +194,7 @@ BOUNDARIES = {
     "hecate/bench/lora/entry.py": "what serves comes with an extra alone",
     "hecate/bench/soak/entry.py": "what serves comes with an extra alone",
     "hecate/bench/serve/entry.py": "what serves comes with an extra alone",
+    "serving/sandbox/child.py": "a sandbox imports what its config names",
     "serving/engine/build.py": "vLLM comes with an extra alone",
 }
 # Packages that not every installation has -> the files that may import them.
