@@ -10,5 +10,6 @@
 | team.h | executes | a loop -> its turns, on the threads that have a core |
 | pages.h | executes | memory of our own, or shared -> large pages |
 | words.h | - | vectors of floats, and of pairs of bfloat16 |
+| registers.h | - | vectors of 16 lanes, in as many registers as a machine needs |
 | library.py | executes | the sources -> a library, once a machine; its structs |
 """

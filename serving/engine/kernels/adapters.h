@@ -84,7 +84,7 @@ template <class T> class Shares {
   void add(int layer, Projection which, const void *x, int inputs, float *out, long pitch) {
     const Change &change = adapters_.change[layer * 4 + which];
     std::vector<Product> products;
-    long words = 0;
+    long factors = 0;
     for (int p = 0; p < change.parts; ++p)
       for (const Group &group : groups_) {
         const int rank = change.part[p].ranks[group.slot];
@@ -95,12 +95,12 @@ template <class T> class Shares {
           const int first = int(long(group.rows) * c / chunks);
           const int last = int(long(group.rows) * (c + 1) / chunks);
           products.push_back({&change.part[p], long(group.expert) * adapters_.slot_rows + group.slot,
-                              &rows_[group.first + first], last - first, padded, words});
-          words += long(last - first) * words_of<T>(padded);
+                              &rows_[group.first + first], last - first, padded, factors});
+          factors += long(last - first) * words_of<T>(padded) * T::factors;
         }
       }
     if (products.empty()) return;
-    if (long(low_.size()) < words) low_.resize(words);
+    if (long(low_.size()) < factors) low_.resize(factors);
     team_.run(long(products.size()),
               [&](long i) { lower(products[i], (const uint32_t *)x, words_of<T>(inputs)); });
     std::vector<Task> tasks;
@@ -155,7 +155,7 @@ template <class T> class Shares {
   // x A^T of some rows, `steps` words each, next to one another in low_.
   void lower(const Product &product, const uint32_t *x, int steps) {
     const uint32_t *a = (const uint32_t *)product.part->a + product.slot * steps;
-    element *low = (element *)&low_[product.low];
+    typename T::factor *low = &low_[product.low];
     for (int c = 0; c < product.rank; c += 8)
       for (int r = 0; r < product.rows; r += 2) {
         const int rows = std::min(2, product.rows - r), columns = std::min(8, product.rank - c);
@@ -170,7 +170,8 @@ template <class T> class Shares {
         for (int i = 0; i < rows; ++i) {
           element made[16];
           T::write(made, load<vec>(sums[i]));
-          memcpy(low + long(r + i) * product.rank + c, made, columns * sizeof(element));
+          spread<T>((const uint32_t *)made, words_of<T>(columns),
+                    low + words_of<T>(int(r + i) * product.rank + c) * T::factors);
         }
       }
   }
@@ -190,10 +191,10 @@ template <class T> class Shares {
         for (int k = 0; k < some; ++k) {
           const element *row = b + long(step + k) * T::per_word * part.outputs + column;
           for (int c = 0; c < 4; ++c)
-            store(packed + k * PANEL + c * 16,
+            store(packed + place_of(k, c * 16, some),
                   c < whole ? T::pair(row + c * 16, row + part.outputs + c * 16) : words{});
         }
-        panel<T>(&low_[product.low] + step, steps, product.rows, packed, some,
+        panel<T>(&low_[product.low] + step * T::factors, steps * T::factors, product.rows, packed, some,
                  [&](int row, vec *sums) {
                    float *to = out + product.row[row] * pitch + part.column + column;
                    for (int c = 0; c < whole; ++c)
@@ -207,5 +208,5 @@ template <class T> class Shares {
   std::vector<int32_t> place_;
   std::vector<Group> groups_;
   std::vector<int32_t> rows_;
-  std::vector<uint32_t> low_;
+  std::vector<typename T::factor> low_;
 };

@@ -124,7 +124,7 @@ inline float exponentials(float *scores, long count) {
   for (long j = count; j % 16; ++j) scores[j] = -1e30f;
   for (long j = 0; j < count; j += 16) {
     const vec x = load<vec>(scores + j);
-    most = x > most ? x : most;
+    most = greater(x, most);
   }
   const float top = largest(most);
   for (long j = 0; j < count; j += 16) {
@@ -179,6 +179,7 @@ void attend_one(const Span &span, int begin, int end, const Heads &h, const Cach
       T::write(out + at + n * H + d, load<vec>(&sums[long(n) * H + d]) / totals[n]);
 }
 
+const int32_t NUMBERS[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 const int QUERY_ROWS = 96;  // queries of a task: a token's heads side by side
 
 // Tokens [begin, end) of a span and key head m, 64 keys at a time (FlashAttention, 2205.14135).
@@ -189,20 +190,22 @@ void attend_many(const Span &span, int begin, int end, int m, const Heads &h,
   typedef typename T::element element;
   const int H = h.dim, G = h.queries / h.keys, rows = (end - begin) * G, steps = words_of<T>(H);
   const int panels = panels_of(H), value_steps = PANEL / T::per_word;
-  static thread_local std::vector<uint32_t> q, k, v, p;
+  static thread_local std::vector<typename T::factor> q, p;
+  static thread_local std::vector<uint32_t> k, v;
   static thread_local std::vector<float> scores, sums, top, total, shrink;
-  q.resize(rows * steps);
+  const int pitch = steps * T::factors, weights_pitch = value_steps * T::factors;
+  q.resize(rows * pitch);
   k.resize(steps * PANEL);
   v.resize(panels * value_steps * PANEL);
-  p.resize(rows * value_steps);
+  p.resize(rows * weights_pitch);
   scores.resize(rows * PANEL);
   sums.assign(rows * panels * PANEL, 0.f);
   top.assign(rows, -1e30f);
   total.assign(rows, 0.f);
   shrink.resize(rows);
   for (int t = begin; t < end; ++t)
-    memcpy(&q[(t - begin) * G * steps],
-           queries + (long(span.row + t) * h.queries + m * G) * H, G * H * sizeof(element));
+    spread<T>((const uint32_t *)(queries + (long(span.row + t) * h.queries + m * G) * H),
+              G * steps, &q[(t - begin) * G * pitch]);
   const int last = span.position + end;
   const int first = window ? std::max(0, span.position + begin - window + 1) : 0;
   const std::vector<element> nothing(H, 0);
@@ -215,33 +218,36 @@ void attend_many(const Span &span, int begin, int end, int m, const Heads &h,
       value[j] = at < 0 ? nothing.data() : cache.values + at;
     }
     for (int j = 0; j < PANEL; ++j)
-      for (int w = 0; w < steps; ++w) k[w * PANEL + j] = ((const uint32_t *)key[j])[w];
+      for (int w = 0; w < steps; ++w)
+        k[place_of(w, j, steps)] = ((const uint32_t *)key[j])[w];
     for (int s = 0; s < value_steps; ++s)
       for (int d = 0; d < H; d += 16)
-        store(&v[((d / PANEL) * value_steps + s) * PANEL + d % PANEL],
+        store(&v[d / PANEL * value_steps * PANEL + place_of(s, d % PANEL, value_steps)],
               T::pair(value[s * T::per_word] + d, value[s * T::per_word + T::per_word - 1] + d));
-    panel<T>(q.data(), steps, rows, k.data(), steps, [&](int row, vec *s) {
+    panel<T>(q.data(), pitch, rows, k.data(), steps, [&](int row, vec *s) {
       const int position = span.position + begin + row / G;
-      const ints number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
       const int oldest = window ? position - window + 1 : 0;
       vec most = splat(top[row]), sum_of_row = {};
       for (int c = 0; c < 4; ++c) {
-        const ints at = number + (block + c * 16);
-        s[c] = (at <= position) & (at >= oldest) ? s[c] * h.scale : splat(-1e30f);
-        most = s[c] > most ? s[c] : most;
+        const ints at = load<ints>(NUMBERS) + (block + c * 16);
+        s[c] = select((at <= position) & (at >= oldest), s[c] * h.scale, splat(-1e30f));
+        most = greater(s[c], most);
       }
       const float now = largest(most);
       for (int c = 0; c < 4; ++c) {
         const vec e = exp(s[c] - now);
         sum_of_row += e;
-        T::write((element *)&p[row * value_steps] + c * 16, e);
+        element made[16];
+        T::write(made, e);
+        spread<T>((const uint32_t *)made, 16 / T::per_word,
+                  &p[row * weights_pitch + c * 16 / T::per_word * T::factors]);
       }
       shrink[row] = exp(splat(top[row] - now))[0];
       total[row] = total[row] * shrink[row] + sum(sum_of_row);
       top[row] = now;
     });
     for (int d = 0; d < panels; ++d)
-      panel<T>(p.data(), value_steps, rows, &v[d * value_steps * PANEL], value_steps,
+      panel<T>(p.data(), weights_pitch, rows, &v[d * value_steps * PANEL], value_steps,
                [&](int row, vec *s) {
                  float *to = &sums[(row * panels + d) * PANEL];
                  for (int c = 0; c < 4; ++c)

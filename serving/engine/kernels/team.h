@@ -5,12 +5,13 @@
 #pragma once
 #include <atomic>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 class Team {
  public:
   explicit Team(int threads) {
-    for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+    for (int i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { help(i); });
   }
 
   ~Team() {
@@ -21,19 +22,19 @@ class Team {
 
   long size() const { return long(helpers_.size()) + 1; }
 
-  // each(i) for i in [0, count), in any order and on any thread.
+  // each(i), or each(i, member), for i in [0, count), in any order and on any thread.
   template <class Each> void run(long count, const Each &each) {
     if (count < 2 || helpers_.empty()) {
-      for (long i = 0; i < count; ++i) each(i);
+      for (long i = 0; i < count; ++i) call(each, i, 0);
       return;
     }
     each_ = &each;
-    call_ = [](const void *each, long i) { (*(const Each *)each)(i); };
+    call_ = [](const void *each, long i, long member) { call(*(const Each *)each, i, member); };
     count_ = count;
     next_ = 0;
     open_ = true;  // what a helper that sees this reads is written
     wake();
-    take();
+    take(0);
     open_ = false;
     // A helper counts as busy before it looks whether there is a loop, so that none is overlooked.
     for (int turns = 0; busy_; ++turns) pause(turns);
@@ -48,16 +49,24 @@ class Team {
  private:
   static const int PATIENCE = 4000;  // turns before a helper sleeps: some 50 us
 
-  void take() {
-    const long count = count_;
-    for (long i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) call_(each_, i);
+  template <class Each> static void call(const Each &each, long i, long member) {
+    if constexpr (std::is_invocable_v<Each, long, long>)
+      each(i, member);
+    else
+      each(i);
   }
 
-  void help() {
+  void take(long member) {
+    const long count = count_;
+    for (long i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;)
+      call_(each_, i, member);
+  }
+
+  void help(long member) {
     for (int turns = 0; !stop_;) {
       if (open_) {
         ++busy_;
-        if (open_) take();
+        if (open_) take(member);
         --busy_;
         while (open_ && next_ >= count_ && !stop_) pause(turns++);  // nothing is left of this one
         turns = 0;
@@ -96,7 +105,7 @@ class Team {
 
   std::vector<std::thread> helpers_;
   const void *each_ = nullptr;
-  void (*call_)(const void *, long) = nullptr;
+  void (*call_)(const void *, long, long) = nullptr;
   std::atomic<long> count_{0};
   std::atomic<long> next_{0};
   std::atomic<bool> open_{false}, stop_{false};
