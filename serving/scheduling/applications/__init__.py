@@ -12,4 +12,6 @@
 | graph.py | decides | traces of a class -> what an instance of it may still need |
 | prospects.py | - | what an instance may still need, as samples |
 | policies/ | decides | instances and requests -> ranks |
+| counters.py | - | what each was served, of those between whom it is even |
+| order.py | decides | ranks -> who goes next: aged, steady, fair to tenants |
 """

@@ -13,7 +13,12 @@ class Policy(Protocol):
 
     ``tick`` is called now and then, and whenever a unit has ended, with all instances under way;
     ``rank`` between two ticks may be called for each request that waits or runs, and is cheap.
+
+    ``demands``: whether ranks are seconds of the device, of which half is half as much; else their
+    differences are all that they mean, as those of times.
     """
+
+    demands: bool
 
     def tick(self, lives: Collection[Live], now_s: float) -> None: ...
 

@@ -1,0 +1,7 @@
+"""Applications under all policies, on a simulated engine and on the real one.
+
+| file | decides or executes | in -> out |
+|---|---|---|
+| classes.py | - | nine classes of applications, by their shapes |
+| workload.py | decides | shapes and a generator -> instances, and when they come |
+"""

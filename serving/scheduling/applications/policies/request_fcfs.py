@@ -1,0 +1,20 @@
+"""First come, first served, request by request: what an engine does on its own (vLLM)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from serving.scheduling.applications.live import Ask, Live
+
+
+class RequestFcfs:
+    demands = False
+
+    def tick(self, lives: Collection[Live], now_s: float) -> None:
+        pass
+
+    def rank(self, live: Live, ask: Ask, now_s: float) -> float:
+        return ask.arrived_s
+
+    def served(self, live: Live, prompt_tokens: int, output_tokens: int) -> None:
+        pass
