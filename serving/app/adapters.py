@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ray.exceptions import RayError
-
+from serving.app.calls import CALL_LOST
 from serving.app.messages import AdapterChange, Report, Ticket
 from serving.errors import EngineDead, InvalidAdapter, ModelNotFound
 
@@ -158,7 +157,7 @@ class ReplicasAdapters:
         try:
             call = getattr(self._handle, method).remote(ticket, *what)
             change: AdapterChange = await asyncio.wait_for(call, self._most_s)
-        except (RayError, TimeoutError):
+        except (*CALL_LOST, TimeoutError):
             return None
         if ticket.replica not in ("", change.replica):
             self._forget(ticket.replica)

@@ -53,6 +53,7 @@ def build_app(config: AppConfig, make_engine: Callable[[], Engine], folder: Path
         ray_actor_options={"num_cpus": config.ingress.num_cpus},
         max_ongoing_requests=UNBOUNDED,
         graceful_shutdown_timeout_s=replicas.drain_s,
+        health_check_period_s=replicas.health_period_s,
     )
     recorder = None
     if config.wandb.mode != "off":

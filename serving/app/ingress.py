@@ -10,6 +10,7 @@ from serving.api import Prompts, Serving, Tenants, build_api
 from serving.api.tenants import Keys
 from serving.app.config import AppConfig
 from serving.app.listener import Listener
+from serving.app.logs import log_to_serve
 from serving.app.replicas import Replicas
 
 
@@ -19,6 +20,7 @@ class Ingress:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, engines: Any, config: AppConfig, keys: Keys, folder: str
     ) -> None:
+        log_to_serve()
         self._config = config
         self._keys = keys
         self._prompts = Prompts.of_folder(Path(folder))

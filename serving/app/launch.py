@@ -28,8 +28,13 @@ from serving.errors import ServingError
 
 APP = "hecate"
 # Ray Serve's own names: calls between replicas by gRPC, and on the one event loop of each. Unless
-# told not to, it would then start a proxy at port 8000, which takes half of what comes there.
-LEAN = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+# told not to, it would then start a proxy at port 8000, which takes half of what comes there, and
+# write its log a thousand lines at once, none of which anybody gets to see of a process that died.
+LEAN = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+}
 
 
 def serve_until_stopped(

@@ -12,8 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray.exceptions import RayError
-
+from serving.app.calls import CALL_LOST
 from serving.app.messages import Admission, Admitted, Cancellation, Door, Step, Submission, Ticket
 from serving.app.wire import Wire, WireLost, call
 from serving.request import Request
@@ -118,7 +117,7 @@ class Links:
         try:
             asking = self._handle.door.remote(Ticket(replica=replica))
             door: Door = await asyncio.wait_for(asking, self._most_s)
-        except (RayError, TimeoutError) as error:
+        except (*CALL_LOST, TimeoutError) as error:
             raise WireLost(f"replica {replica} does not answer") from error
         if door.replica != replica:
             raise WireLost(f"replica {replica} is gone")
@@ -128,7 +127,9 @@ class Links:
             wire = await call(door.host, door.port, door.secret)
         except OSError as error:  # of which a timeout is one
             LOG.warning("requests go to replica %s by Ray Serve: %s", replica, error)
-            self._shut[replica] = self._clock()
+            now_s = self._clock()
+            self._shut = {one: at_s for one, at_s in self._shut.items() if now_s - at_s < AGAIN_S}
+            self._shut[replica] = now_s
             return None
         self._shut.pop(replica, None)
         link = self._links[replica] = Link(replica, wire)

@@ -17,6 +17,7 @@ from hecate.logging import LoggingConfig, OpenSink, Run, open_sinks
 from serving.app.config import WandbConfig
 from serving.app.figures import Reading, charts
 from serving.app.latency import Latency
+from serving.app.logs import log_to_serve
 from serving.engine.protocol import Engine
 from serving.request import Delta
 
@@ -29,6 +30,7 @@ class RecorderReplica:
     """A ``Recorder`` as Ray Serve runs it."""
 
     async def __init__(self, *given: Any) -> None:  # type: ignore[misc]
+        log_to_serve()
         self._recorder = Recorder(*given)
 
     async def hear(self, reading: Reading) -> None:

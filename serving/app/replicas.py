@@ -16,9 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from ray.exceptions import RayError
-
 from serving.app.adapters import ReplicasAdapters
+from serving.app.calls import CALL_LOST
 from serving.app.config import IngressConfig
 from serving.app.links import Link, Links
 from serving.app.messages import Admission, Refusal, Report, Step, Ticket
@@ -97,7 +96,7 @@ class Replicas:
         tokens = sum(len(prompt) for prompt in prompts)
         try:
             found = await self._handle.embed.remote(Ticket(tokens=tokens), prompts)
-        except RayError as error:
+        except CALL_LOST as error:
             raise _lost(error) from error
         if found.refusal is not None:
             raise found.refusal.error()
@@ -147,7 +146,7 @@ class Replicas:
                 # Not ``wait_for``, which loses a cancellation that comes with the result (3.11).
                 async with asyncio.timeout(self._config.admit_s):
                     admission, link = await asyncio.shield(admitting)
-            except RayError as error:
+            except CALL_LOST as error:
                 failure = _lost(error)
                 continue
             except TimeoutError as error:
@@ -227,7 +226,7 @@ class Replicas:
         try:
             while dead is None and self._of(replica, linked=False):
                 dead = await self._hear_once(replica)
-        except RayError as error:
+        except CALL_LOST as error:
             dead = _lost(error)
         except Exception as error:  # whatever it is, nobody may wait for it in vain
             LOG.exception("listening to replica %s failed", replica)
@@ -309,7 +308,7 @@ class Replicas:
         """Cancel a request that nobody waits for any more, should a replica yet admit it."""
         try:
             admission, _ = await admitting
-        except (RayError, asyncio.CancelledError):
+        except (*CALL_LOST, asyncio.CancelledError):
             return
         if admission.refusal is None:
             await self._cancel(admission.replica, request_id)
@@ -329,7 +328,7 @@ class Replicas:
         try:
             call = self._handle.cancel.remote(Ticket(replica=replica), [request_id])
             await asyncio.wait_for(call, self._config.admit_s)
-        except (RayError, TimeoutError):
+        except (*CALL_LOST, TimeoutError):
             LOG.info("%s could not be cancelled: its replica is gone", request_id)
 
     async def _watch(self) -> None:
@@ -343,8 +342,10 @@ class Replicas:
                 self._hear(report)
                 if report.dead is None:
                     await self._adapters.hear(report, asked_s)
-            except (RayError, TimeoutError):
+            except (*CALL_LOST, TimeoutError):
                 continue  # ``check`` notices the silence
+            except Exception:  # whatever it is, the next one may answer
+                LOG.exception("a replica could not be asked how it is")
 
     def _hear(self, report: Report) -> None:
         if report.dead is not None:
@@ -378,7 +379,7 @@ def _lost_with(replica: str) -> Admission:
     return Admission(replica, Refusal.of(_lost()))
 
 
-def _lost(error: RayError | str = "") -> EngineDead:
+def _lost(error: Exception | str = "") -> EngineDead:
     return EngineDead(
         "the replica that answered was lost",
         got=(str(error).strip().splitlines() or [""])[0][:200],

@@ -15,6 +15,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -22,8 +23,14 @@ PROVE_S = 5.0
 SECRET_BYTES = NONCE_BYTES = PROOF_BYTES = 32
 _LENGTH = struct.Struct("!I")
 _CALLER, _CALLED = b"caller", b"called"
-# A machine that went away without a word is noticed after 5 + 3 * 5 seconds.
-_KEEP_ALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+# A machine that went away without a word is noticed after 5 + 3 * 5 seconds; as soon, too, where
+# something was sent to it, which the kernel would else send again for a quarter of an hour.
+_KEEP_ALIVE = (
+    ("TCP_KEEPIDLE", 5),
+    ("TCP_KEEPINTVL", 5),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 20_000),  # in ms
+)
 
 
 class WireLost(ConnectionError):
@@ -36,11 +43,12 @@ class Wire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._ended = False
         _keep_alive(writer.get_extra_info("socket"))
 
     def send(self, value: object) -> None:
         """Does not wait; what is sent after the end is lost, which ``receive`` tells."""
-        if not self._writer.is_closing():
+        if not self._ended and not self._writer.is_closing():
             data = io.BytesIO(bytes(_LENGTH.size))
             data.seek(_LENGTH.size)
             _Pickler(data, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
@@ -60,8 +68,17 @@ class Wire:
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             return pickle.loads(await self._reader.readexactly(length))
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except asyncio.IncompleteReadError as error:
+            raise WireLost("the other side ended it") from error
+        except OSError as error:
             raise WireLost(str(error)) from error
+
+    def end(self) -> None:
+        """Send nothing more. What was sent still goes out, and what comes is still read: the other
+        side misses nothing, as it might where ``close`` leaves something unread."""
+        self._ended = True
+        with suppress(OSError):  # it is gone, which ``receive`` tells
+            self._writer.write_eof()
 
     def close(self) -> None:
         """What was sent still goes out."""

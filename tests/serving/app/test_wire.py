@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -88,3 +89,53 @@ def test_what_was_not_admitted_when_its_replica_is_lost_is_told() -> None:
 
     with_server(serve, test)
     assert [replica for replica, _ in steps] == ["a"]
+
+
+def test_an_end_takes_nothing_from_what_was_sent_or_comes() -> None:
+    heard: list[object] = []
+
+    async def serve(wire: Wire) -> None:
+        wire.send("first")
+        wire.end()
+        wire.send("too late")
+        heard.append(await wire.receive())
+        with pytest.raises(WireLost):
+            await wire.receive()
+
+    async def test(port: int) -> None:
+        wire = await call(HOST, port, SECRET)
+        assert await wire.receive() == "first"
+        with pytest.raises(WireLost, match="ended"):
+            await wire.receive()
+        wire.send("back")
+        wire.close()
+        while not heard:
+            await asyncio.sleep(0.001)
+
+    with_server(serve, test)
+    assert heard == ["back"]
+
+
+def test_both_sides_notice_a_machine_that_is_gone() -> None:
+    options: list[int] = []
+
+    def note(wire: Wire) -> None:
+        connected = wire._writer.get_extra_info("socket")
+        options.append(connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # what was sent and is not answered, on Linux
+            timeout_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert 0 < timeout_ms <= 30_000
+
+    async def serve(wire: Wire) -> None:
+        note(wire)
+        await echo(wire)
+
+    async def test(port: int) -> None:
+        wire = await call(HOST, port, SECRET)
+        note(wire)
+        wire.send(1)
+        assert await wire.receive() == 1
+        wire.close()
+
+    with_server(serve, test)
+    assert options == [1, 1]
