@@ -36,6 +36,7 @@ FORGET_AFTER = 4  # times the silence that makes a replica count as dead
 @dataclass
 class _Stream:
     request: Request
+    asked: str = ""  # the replica that is to admit it
     replica: str = ""
     linked: bool = False  # whether it went there on a connection of ours
     avoid: frozenset[str] = frozenset()
@@ -138,10 +139,10 @@ class Replicas:
         caught_up: tuple[str, str] | None = None
         for _ in range(self._config.tries):
             ticket = Ticket(replica=lacking, avoid=stream.avoid, full=stream.full, tokens=tokens)
-            lacking = ""
+            lacking = stream.asked = ""
             digest = self._adapters.digest(request.adapter)
             asked = replace(request, adapter_digest=digest)
-            admitting = _apart(self._admit(ticket, asked))
+            admitting = _apart(self._admit(ticket, asked, stream))
             try:
                 # Not ``wait_for``, which loses a cancellation that comes with the result (3.11).
                 async with asyncio.timeout(self._config.admit_s):
@@ -151,7 +152,11 @@ class Replicas:
                 continue
             except TimeoutError as error:
                 self._beside(self._withdraw(admitting, request.request_id))
-                raise failure or EngineDead("no replica takes requests now") from error
+                failure = failure or EngineDead("no replica takes requests now")
+                if not stream.asked:
+                    raise failure from error
+                stream.avoid |= {stream.asked}  # which hangs
+                continue
             except asyncio.CancelledError:  # its client is gone
                 self._beside(self._withdraw(admitting, request.request_id))
                 raise
@@ -181,12 +186,15 @@ class Replicas:
                 raise failure
         raise failure or EngineDead("no replica takes requests now")
 
-    async def _admit(self, ticket: Ticket, request: Request) -> tuple[Admission, Link | None]:
+    async def _admit(
+        self, ticket: Ticket, request: Request, stream: _Stream
+    ) -> tuple[Admission, Link | None]:
         """Have Serve's router say where, and go there: on our connection, which comes too, or as
         a call of Serve's."""
         picking = self._handle.choose_replica(replace(ticket, picks=True), _reserve=False)
         async with picking as picked:
             replica: str = picked.replica_id
+        stream.asked = replica
         try:
             link = await self._links.to(replica)
             if link is not None:
@@ -332,20 +340,22 @@ class Replicas:
             LOG.info("%s could not be cancelled: its replica is gone", request_id)
 
     async def _watch(self) -> None:
-        """Ask one replica after another how it is, so that health and loads are known."""
+        """Ask one replica after another how it is, so that health and loads are known; one that
+        does not answer keeps nobody from asking the next."""
         while True:
             await asyncio.sleep(self._config.watch_s)
-            asked_s = _now_s()
-            try:
-                call = self._handle.report.remote(Ticket(probe=True))
-                report = await asyncio.wait_for(call, self._config.silence_s)
-                self._hear(report)
-                if report.dead is None:
-                    await self._adapters.hear(report, asked_s)
-            except (*CALL_LOST, TimeoutError):
-                continue  # ``check`` notices the silence
-            except Exception:  # whatever it is, the next one may answer
-                LOG.exception("a replica could not be asked how it is")
+            self._beside(self._ask())
+
+    async def _ask(self) -> None:
+        asked_s = _now_s()
+        try:
+            call = self._handle.report.remote(Ticket(probe=True))
+            report = await asyncio.wait_for(call, self._config.silence_s)
+        except (*CALL_LOST, TimeoutError):
+            return  # ``check`` notices the silence
+        self._hear(report)
+        if report.dead is None:
+            await self._adapters.hear(report, asked_s)
 
     def _hear(self, report: Report) -> None:
         if report.dead is not None:

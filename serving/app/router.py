@@ -32,11 +32,15 @@ class TokensInFlightRouter(RequestRouter):  # type: ignore[misc]  # Ray has no t
             # Where none will do yet Serve asks again, and without this in a loop that never waits.
             pending_request.routing_context.should_backoff = True
         order = self._placement.order(list(by_name), ticket)
-        if ticket.picks and order:
-            self._placement.sent(order[0], ticket)  # Serve will not say that it was routed
+        # Of a pick Serve will not say that it was routed, nor of a probe that nobody answers, after
+        # which it is another's turn.
+        if order and (ticket.picks or ticket.probe):
+            self._placement.sent(order[0], ticket)
         return [[by_name[name]] for name in order]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        self._placement.sent(replica_id.unique_id, pending_request.args[0])
+        ticket = pending_request.args[0]
+        if not ticket.probe:
+            self._placement.sent(replica_id.unique_id, ticket)

@@ -15,10 +15,18 @@ ray = pytest.importorskip("ray")
 from ray.exceptions import RayError  # noqa: E402
 
 from serving.app.config import IngressConfig  # noqa: E402
-from serving.app.messages import AdapterChange, Admission, Door, Refusal, Step, Ticket  # noqa: E402
+from serving.app.messages import (  # noqa: E402
+    AdapterChange,
+    Admission,
+    Door,
+    Refusal,
+    Report,
+    Step,
+    Ticket,
+)
 from serving.app.placement import LeastTokens  # noqa: E402
 from serving.app.replicas import Replicas  # noqa: E402
-from serving.engine.protocol import EngineLoad  # noqa: E402
+from serving.engine.protocol import EngineFacts, EngineLoad  # noqa: E402
 from serving.errors import EngineDead, ModelNotFound  # noqa: E402
 from serving.request import Delta, Finish, Request, Sampling, Usage  # noqa: E402
 
@@ -53,6 +61,11 @@ class Replica:
                 raise deltas
             yield Step(LOAD, deltas)
 
+    async def report(self, ticket: Ticket) -> Report:
+        await self.pause.wait()
+        facts = EngineFacts("toy", "0", "rule", 300, 64, (0,), False)
+        return Report(self.name, facts, LOAD, self.adapters)
+
     async def cancel(self, ticket: Ticket, request_ids: list[str]) -> None:
         self.cancelled += request_ids
 
@@ -79,20 +92,25 @@ class Handle:
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas = {replica.name: replica for replica in replicas}
+        self._placement = LeastTokens()
+
+    def _routed(self, ticket: Ticket) -> str:
+        first = self._placement.order(list(self.replicas), ticket)[0]
+        self._placement.sent(first, ticket)
+        return first
 
     def options(self, *, stream: bool) -> Handle:
         return self
 
     @asynccontextmanager
     async def choose_replica(self, ticket: Ticket, *, _reserve: bool) -> AsyncIterator[Any]:
-        yield SimpleNamespace(replica_id=LeastTokens().order(list(self.replicas), ticket)[0])
+        yield SimpleNamespace(replica_id=self._routed(ticket))
 
     def __getattr__(self, method: str) -> Any:
         class Method:
             @staticmethod
             def remote(ticket: Ticket, *what: Any) -> Any:
-                first = LeastTokens().order(list(self.replicas), ticket)[0]
-                return getattr(self.replicas[first], method)(ticket, *what)
+                return getattr(self.replicas[self._routed(ticket)], method)(ticket, *what)
 
         return Method
 
@@ -132,6 +150,38 @@ def test_who_leaves_before_admission_is_cancelled_once_admitted() -> None:
         a.pause.set()
         await until(lambda: a.cancelled == ["r"])
         assert [each.request_id for each in a.submitted] == ["r"]
+
+    run(test)
+
+
+def test_of_a_replica_that_hangs_another_one_is_tried() -> None:
+    async def test() -> None:
+        a, b = Replica("a"), Replica("b")
+        a.pause.clear()
+        backend = Replicas(Handle(a, b), IngressConfig(admit_s=0.05))
+        deltas = await backend.open(request("r"))
+        b.steps.put_nowait((delta("r", 5, Finish.STOP),))
+        assert [each.tokens async for each in deltas] == [(5,)]
+        a.pause.set()
+        await until(lambda: a.cancelled == ["r"])  # once it admits it after all
+        assert not b.cancelled
+
+    run(test)
+
+
+def test_a_replica_that_hangs_keeps_no_other_from_being_heard() -> None:
+    async def test() -> None:
+        a, b = Replica("a"), Replica("b")
+        backend = Replicas(Handle(b, a), IngressConfig(watch_s=0.005, silence_s=0.5))
+        await backend.start()
+        await until(lambda: {name for name, _ in backend.loads()} == {"a", "b"})
+        a.pause.clear()
+        begun_s = asyncio.get_running_loop().time()
+        await until(lambda: [name for name, _ in backend.loads()] == ["b"])
+        while asyncio.get_running_loop().time() < begun_s + 1.5:
+            backend.check()
+            await asyncio.sleep(0.01)
+        backend._watching.cancel()
 
     run(test)
 

@@ -94,6 +94,17 @@ def test_what_is_routed_is_counted_where_it_was_taken() -> None:
     asyncio.run(test())
 
 
+def test_who_does_not_answer_is_not_asked_again_before_the_others() -> None:
+    async def test() -> None:
+        router = router_over(replica("a"), replica("b"))
+        asked = [await picked(router, Ticket(probe=True)) for _ in range(4)]  # none is routed
+        assert asked == ["a", "b", "a", "b"]
+        assert await routed(router, Ticket(probe=True), rejects=0) == "a"
+        assert await picked(router, Ticket(probe=True)) == "b"
+
+    asyncio.run(test())
+
+
 def test_a_pick_that_no_replica_will_do_for_waits_and_counts_nothing() -> None:
     async def test() -> None:
         first, second = replica("a"), replica("b")
