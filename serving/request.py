@@ -39,7 +39,8 @@ class Sampling:
     answer again, whatever else runs; None draws one. ``stop``: strings that end an answer and are
     left out of it. ``logprobs``: ``NO_LOGPROBS``, or how many of the likeliest tokens come beside
     the chosen one, with log-probabilities of the model's own distribution, before penalties and
-    temperature. ``min_tokens``: until so many are there, nothing ends the answer.
+    temperature. ``prompt_logprobs``: the same of the prompt's own tokens, which are then computed
+    though a cache may have them. ``min_tokens``: until so many are there, nothing ends the answer.
     """
 
     max_tokens: int
@@ -57,6 +58,7 @@ class Sampling:
     ignore_eos: bool = False
     min_tokens: int = 0
     logprobs: int = NO_LOGPROBS
+    prompt_logprobs: int = NO_LOGPROBS
     grammar: Grammar | None = None
 
 
@@ -92,7 +94,7 @@ class Finish(Enum):
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """A token that was chosen, and the likeliest ones at its place, the likeliest first."""
+    """A token that was chosen, or given, and the likeliest at its place, the likeliest first."""
 
     token: int
     logprob: float
@@ -115,7 +117,8 @@ class Delta:
     ``index``: which of the ``n``. ``text``: may be empty while a character or a possible stop
     string is not whole; what is held back comes with a later delta. ``finish``: set on the last
     delta of an answer, and on no other. ``usage``: of the whole request, on every delta. ``error``:
-    what ``FAILED`` means, for the client.
+    what ``FAILED`` means, for the client. ``prompt_logprobs``: where they were asked for, on the
+    first delta of each answer: of all tokens of the prompt but the first, which follows from none.
     """
 
     request_id: str
@@ -126,3 +129,4 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: Finish | None = None
     error: str = ""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()

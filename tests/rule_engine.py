@@ -13,11 +13,13 @@ import codecs
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from serving.api.prompts import Prompts
+from serving.engine.config import EngineConfig
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.errors import ContextTooLong, EngineDead, Overloaded
 from serving.lora.facts import AdapterFacts
@@ -35,6 +37,7 @@ TEMPLATE = (
 )
 TEXTS = ["hello there, how are you today? the weather is fine", '{"name": "f", "arguments": {}}']
 CRASH = "die now"
+HOLD = "hold on"
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
@@ -71,17 +74,32 @@ class _Answer:
     )
 
 
+def rule_engine(config: EngineConfig, **settings: Any) -> RuleEngine:
+    """In ``build_engine``'s place."""
+    return RuleEngine(**settings)
+
+
 class RuleEngine:
     """``step_s`` between steps; ``most`` requests at once, more are refused; ``facts`` of a toy.
 
-    A prompt with ``CRASH`` in it kills the engine in its next step, as a bug of one would.
+    A prompt with ``CRASH`` in it kills the engine in its next step, as a bug of one would; to one
+    with ``HOLD`` in it the answer begins ``hold_steps`` later.
     """
 
-    def __init__(self, *, step_s: float = 0.0, most: int = 64, max_tokens: int = 1024) -> None:
+    def __init__(
+        self,
+        *,
+        step_s: float = 0.0,
+        most: int = 64,
+        max_tokens: int = 1024,
+        hold_steps: int = 0,
+    ) -> None:
         self._tokenizer = toy_tokenizer()
         self._prompts = Prompts(self._tokenizer)
         self._step_s = step_s
         self._most = most
+        self._hold_steps = hold_steps
+        self._held: dict[str, int] = {}
         self._running: dict[str, tuple[Request, list[_Answer]]] = {}
         self._made: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
@@ -122,11 +140,14 @@ class RuleEngine:
             request,
             [_Answer(script[at:]) for at in range(request.n)],
         )
+        held = HOLD in self._tokenizer.decode(request.prompt)
+        self._held[request.request_id] = self._hold_steps if held else 0
         self.seen.append(request)
         self._prompt_tokens += len(request.prompt)
 
     async def cancel(self, request_id: str) -> None:
         if self._running.pop(request_id, None):
+            del self._held[request_id]
             self.cancelled.append(request_id)
 
     async def steps(self) -> AsyncIterator[Sequence[Delta]]:
@@ -193,11 +214,14 @@ class RuleEngine:
     def _step(self) -> list[Delta]:
         deltas = []
         for name, (request, answers) in list(self._running.items()):
+            if self._held[name]:
+                self._held[name] -= 1
+                continue
             for index, answer in enumerate(answers):
                 if not answer.done:
                     deltas.append(self._next(request, index, answer, answers))
             if all(answer.done for answer in answers):
-                del self._running[name]
+                del self._running[name], self._held[name]
         return deltas
 
     def _next(self, request: Request, index: int, answer: _Answer, all_: list[_Answer]) -> Delta:
@@ -225,13 +249,27 @@ class RuleEngine:
         answer.done = finish is not None
         logprobs: tuple[TokenLogprobs, ...] = ()
         if sampling.logprobs >= 0:
-            top = tuple(
-                ((token + at) % self._facts.vocab_size, -0.5 - at)
-                for at in range(sampling.logprobs)
-            )
-            logprobs = (TokenLogprobs(token, -0.5, top),)
+            logprobs = (self._logprobs(token, sampling.logprobs),)
         usage = Usage(len(request.prompt), 0, sum(one.made for one in all_))
-        return Delta(request.request_id, index, (token,), text, usage, logprobs, finish)
+        scores: tuple[TokenLogprobs, ...] = ()
+        if sampling.prompt_logprobs >= 0 and answer.made == 1:
+            scores = tuple(
+                self._logprobs(each, sampling.prompt_logprobs) for each in request.prompt[1:]
+            )
+        return Delta(
+            request.request_id,
+            index,
+            (token,),
+            text,
+            usage,
+            logprobs,
+            finish,
+            prompt_logprobs=scores,
+        )
+
+    def _logprobs(self, token: int, count: int) -> TokenLogprobs:
+        top = ((token + at) % self._facts.vocab_size for at in range(count))
+        return TokenLogprobs(token, -0.5, tuple((each, -0.5 - at) for at, each in enumerate(top)))
 
     def _script(self, request: Request) -> tuple[int, ...]:
         prompt = list(request.prompt)

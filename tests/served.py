@@ -157,6 +157,7 @@ class Answer:
     text: str = ""
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: Finish | None = None
     usage: Usage | None = None
     error: str = ""
@@ -166,6 +167,8 @@ class Answer:
         self.tokens += delta.tokens
         self.text += delta.text
         self.texts.append(delta.text)
+        assert not delta.prompt_logprobs or len(self.texts) == 1, "they come first, and once"
+        self.prompt_logprobs += delta.prompt_logprobs
         self.logprobs += delta.logprobs
         self.finish, self.usage, self.error = delta.finish, delta.usage, delta.error
 

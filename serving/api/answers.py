@@ -20,7 +20,8 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one delta added to one choice. ``first``: the choice begins with it."""
+    """What one delta added to one choice. ``first``: the choice begins with it, and has those of
+    the prompt's log-probabilities that were asked for."""
 
     index: int
     first: bool
@@ -29,6 +30,7 @@ class Piece:
     first_call: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: FinishReason | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Whole:
     calls: tuple[ToolCall, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finish: FinishReason
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass
@@ -49,6 +52,7 @@ class _Choice:
     num_calls: int = 0
     ended: bool = False
     held_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Answers:
@@ -90,6 +94,7 @@ class Answers:
         if choice.tools is not None:
             text, calls = choice.tools.take(text, last=last)
         choice.held_logprobs += delta.logprobs
+        choice.prompt_logprobs += delta.prompt_logprobs
         if not text and not calls and not last:
             return None
         finish: FinishReason | None = None
@@ -106,8 +111,9 @@ class Answers:
             first_call=choice.num_calls,
             logprobs=tuple(choice.held_logprobs),
             finish=finish,
+            prompt_logprobs=choice.prompt_logprobs,
         )
-        choice.begun = True
+        choice.begun, choice.prompt_logprobs = True, ()
         choice.num_calls += len(calls)
         choice.held_logprobs = []
         return piece
@@ -127,6 +133,7 @@ def whole(pieces: Iterable[Piece]) -> Iterator[Whole]:
             tuple(call for part in parts for call in part.calls),
             tuple(each for part in parts for each in part.logprobs),
             finish,
+            parts[0].prompt_logprobs,
         )
 
 

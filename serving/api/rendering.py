@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serving.api.answers import Piece, Whole
@@ -104,65 +104,102 @@ class ChatRendering:
         return _around(self._head, kind, choices)
 
 
-class CompletionRendering:
-    """``text_completion``, in one or in chunks; offsets are characters of the answer.
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that its answers begin with."""
 
-    ``echoed``: texts of the prompts, which their ``n`` choices begin with; none where none do.
+    text: str
+    tokens: Sequence[int]
+
+
+class CompletionRendering:
+    """``text_completion``, in one or in chunks; offsets are characters of its text.
+
+    ``echoed``: the prompts, which their ``n`` choices begin with, with their tokens'
+    log-probabilities where the answer's are given; none where none do. ``alone``: nothing else is
+    wanted, and the one token that an engine makes all the same is left out.
     """
 
-    def __init__(self, head: Head, echoed: Sequence[str] = (), n: int = 1) -> None:
+    def __init__(
+        self, head: Head, echoed: Sequence[Echo] = (), n: int = 1, *, alone: bool = False
+    ) -> None:
         self._head = head
         self._echoed = echoed
         self._n = n
+        self._alone = alone
         self._offsets: dict[int, int] = {}
 
     def chunk(self, piece: Piece) -> Json:
-        text = self._echo(piece.index) + piece.text if piece.first else piece.text
-        choice = self._choice(piece.index, text, piece.logprobs, piece.finish)
+        choice = self._choice(piece, first=piece.first)
         return _around(self._head, "text_completion", [choice])
 
     def usage_chunk(self, usage: Usage) -> Json:
-        return {**_around(self._head, "text_completion", []), "usage": usage_json(usage)}
+        return {**_around(self._head, "text_completion", []), "usage": self._usage(usage)}
 
     def whole(self, choices: Iterable[Whole], usage: Usage) -> Json:
-        rendered = [
-            self._choice(one.index, self._echo(one.index) + one.text, one.logprobs, one.finish)
-            for one in choices
-        ]
+        rendered = [self._choice(one, first=True) for one in choices]
         return {
             **_around(self._head, "text_completion", rendered),
-            "usage": usage_json(usage),
+            "usage": self._usage(usage),
         }
 
-    def _echo(self, index: int) -> str:
-        return self._echoed[index // self._n] if self._echoed else ""
+    def _usage(self, usage: Usage) -> Json:
+        return usage_json(replace(usage, generated=0) if self._alone else usage)
 
-    def _choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], finish: str | None
-    ) -> Json:
+    def _choice(self, one: Piece | Whole, *, first: bool) -> Json:
+        echo = self._echoed[one.index // self._n] if self._echoed and first else None
+        if self._alone:
+            one = replace(one, text="", logprobs=(), finish="length")
         return {
-            "index": index,
-            "text": text,
-            "logprobs": self._logprobs(index, logprobs) if self._head.logprobs else None,
-            "finish_reason": finish,
+            "index": one.index,
+            "text": echo.text + one.text if echo else one.text,
+            "logprobs": self._logprobs(one, echo) if self._head.logprobs else None,
+            "finish_reason": one.finish,
         }
 
-    def _logprobs(self, index: int, tokens: Sequence[TokenLogprobs]) -> Json:
-        text = self._head.token_text
-        offset = self._offsets.get(index, 0)
-        offsets = []
-        for each in tokens:
-            offsets.append(offset)
-            offset += len(text(each.token)[0])
-        self._offsets[index] = offset
-        return {
-            "tokens": [text(each.token)[0] for each in tokens],
-            "token_logprobs": [each.logprob for each in tokens],
-            "top_logprobs": [
-                {text(token)[0]: logprob for token, logprob in each.top} for each in tokens
-            ],
-            "text_offset": offsets,
+    def _logprobs(self, one: Piece | Whole, echo: Echo | None) -> Json:
+        listed = _Listed(self._head.token_text, self._offsets.get(one.index, 0))
+        if echo is not None:
+            listed.begin(echo.tokens[0], echo.text)
+            for each in one.prompt_logprobs:
+                listed.add(each)
+            listed.offset = len(echo.text)
+        for each in one.logprobs:
+            listed.add(each)
+        self._offsets[one.index] = listed.offset
+        return listed.json
+
+
+class _Listed:
+    """Tokens one after the other, from a character of the text on."""
+
+    def __init__(self, token_text: TokenText, offset: int) -> None:
+        self.json: Json = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
         }
+        self.offset = offset
+        self._token_text = token_text
+
+    def begin(self, token: int, prompt: str) -> None:
+        """The first token of ``prompt``, which follows from none; what begins every prompt of some
+        models is no part of its text."""
+        text = self._token_text(token)[0]
+        self._list(text, None, None)
+        if not prompt.startswith(text):
+            self.offset -= len(text)
+
+    def add(self, one: TokenLogprobs) -> None:
+        top = {self._token_text(token)[0]: logprob for token, logprob in one.top}
+        self._list(self._token_text(one.token)[0], one.logprob, top)
+
+    def _list(self, text: str, logprob: float | None, top: Json | None) -> None:
+        values = (text, logprob, top, self.offset)
+        for name, value in zip(self.json, values, strict=True):
+            self.json[name].append(value)
+        self.offset += len(text)
 
 
 Rendering = ChatRendering | CompletionRendering

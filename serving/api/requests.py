@@ -43,7 +43,7 @@ def completion_requests(
     logprobs = NO_LOGPROBS if body.logprobs is None else body.logprobs
     if answers > body.n:
         logprobs = max(0, logprobs)  # what the best are chosen by
-    wanted = body.max_tokens if body.max_tokens is not None else COMPLETION_TOKENS
+    wanted = COMPLETION_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
     return [
         _request(
             body,
@@ -55,6 +55,9 @@ def completion_requests(
             None,
             n=answers,
             suffix=f"-{at}",
+            prompt_logprobs=body.logprobs
+            if body.echo and body.logprobs is not None
+            else NO_LOGPROBS,
         )
         for at, tokens in enumerate(given)
     ]
@@ -68,12 +71,12 @@ def _answers(body: CompletionBody) -> int:
             fix="leave suffix out",
             param="suffix",
         )
-    if body.echo and body.logprobs is not None:
+    if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest(
-            "the prompt's log-probabilities are not computed here",
-            got="echo and logprobs",
-            fix="leave echo out, which gives those of the answer",
-            param="logprobs",
+            "nothing is asked for",
+            got="max_tokens 0 without echo",
+            fix="set echo, which gives the prompt back, or max_tokens",
+            param="max_tokens",
         )
     answers = body.n if body.best_of is None else body.best_of
     if answers < body.n:
@@ -203,6 +206,7 @@ def _request(
     *,
     n: int,
     suffix: str = "",
+    prompt_logprobs: int = NO_LOGPROBS,
 ) -> Request:
     adapter = adapter_of(body.model, facts)
     if len(tokens) + max_tokens > facts.max_tokens:
@@ -246,6 +250,7 @@ def _request(
         ignore_eos=body.ignore_eos,
         min_tokens=body.min_tokens,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         grammar=grammar,
     )
     return Request(

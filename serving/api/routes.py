@@ -26,7 +26,7 @@ from serving.api.guard import Guard
 from serving.api.http_errors import HttpError, http_error, invalid_body, plain_error
 from serving.api.metrics import Metrics
 from serving.api.prompts import Prompts
-from serving.api.rendering import ChatRendering, CompletionRendering, Head, Rendering
+from serving.api.rendering import ChatRendering, CompletionRendering, Echo, Head, Rendering
 from serving.api.requests import (
     Caller,
     adapter_of,
@@ -171,9 +171,11 @@ class _Routes:
         )
         head = self._head(caller, body.model, logprobs=body.logprobs is not None)
         self._log(caller, body)
-        text_of = self._serving.prompts.text
-        echoed = [text_of(prompt) for prompt in body.prompts] if body.echo else []
-        rendering = CompletionRendering(head, echoed, body.n)
+        echoed: list[Echo] = []
+        if body.echo:
+            texts = map(self._serving.prompts.text, body.prompts)
+            echoed = [Echo(text, each.prompt) for text, each in zip(texts, requests, strict=True)]
+        rendering = CompletionRendering(head, echoed, body.n, alone=body.max_tokens == 0)
         answering = self._answering(requests, rendering, with_tools=False, keep=body.n)
         return await self._respond(answering, bool(body.stream), body.include_usage, http)
 

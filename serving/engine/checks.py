@@ -81,7 +81,9 @@ def _ranges(sampling: Sampling, facts: EngineFacts) -> Iterator[tuple[str, objec
     yield "min_tokens", s.min_tokens, "0 to max_tokens", 0 <= s.min_tokens <= s.max_tokens
     yield "stop", s.stop, "no empty string", all(s.stop)
     most = min(20, facts.vocab_size)
-    yield "logprobs", s.logprobs, f"0 to {most}", NO_LOGPROBS <= s.logprobs <= most
+    for name in ("logprobs", "prompt_logprobs"):
+        count = getattr(s, name)
+        yield name, count, f"0 to {most}", NO_LOGPROBS <= count <= most
     known = all(0 <= token < facts.vocab_size for token in s.logit_bias)
     finite = all(-1000 <= bias <= 1000 for bias in s.logit_bias.values())
     yield "logit_bias", dict(s.logit_bias), "known token ids, -1000 to 1000", known and finite

@@ -176,15 +176,25 @@ def _logprobs(
 ) -> list[TokenLogprobs | None]:
     asked = [r for r, row in enumerate(rows) if row.sampling.logprobs != NO_LOGPROBS]
     found: list[TokenLogprobs | None] = [None] * len(rows)
-    if not asked:
-        return found
-    log_RV = torch.log_softmax(raw_RV[asked], dim=-1)
-    chosen_R1 = torch.tensor([[tokens[r]] for r in asked], device=log_RV.device)
-    chosen = log_RV.gather(1, chosen_R1)[:, 0].tolist()
-    most = max(rows[r].sampling.logprobs for r in asked)
-    top_values, top_tokens = (x.tolist() for x in log_RV.topk(most, dim=-1))
-    for place, r in enumerate(asked):
-        count = rows[r].sampling.logprobs
-        top = zip(top_tokens[place][:count], top_values[place][:count], strict=True)
-        found[r] = TokenLogprobs(tokens[r], chosen[place], tuple(top))
+    if asked:
+        counts = [rows[r].sampling.logprobs for r in asked]
+        each = token_logprobs(raw_RV[asked], [tokens[r] for r in asked], counts)
+        for r, one in zip(asked, each, strict=True):
+            found[r] = one
     return found
+
+
+def token_logprobs(
+    logits_RV: torch.Tensor, tokens: Sequence[int], counts: Sequence[int]
+) -> list[TokenLogprobs]:
+    """Of one of ``tokens`` in each row, with as many of the likeliest as ``counts`` says."""
+    log_RV = torch.log_softmax(logits_RV.float(), dim=-1)
+    chosen_R1 = torch.tensor([[token] for token in tokens], device=log_RV.device)
+    chosen = log_RV.gather(1, chosen_R1)[:, 0].tolist()
+    top_values, top_tokens = (x.tolist() for x in log_RV.topk(max(counts), dim=-1))
+    return [
+        TokenLogprobs(
+            token, chosen[r], tuple(zip(top_tokens[r], top_values[r], strict=True))[:count]
+        )
+        for r, (token, count) in enumerate(zip(tokens, counts, strict=True))
+    ]

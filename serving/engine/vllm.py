@@ -29,6 +29,7 @@ from serving.engine.vllm_terms import (
     engine_arguments,
     environment,
     logprobs_of,
+    prompt_logprobs_of,
     sampling_params,
     token_ids,
 )
@@ -270,6 +271,7 @@ class VllmEngine:
         if not opened.generated:
             opened.cached = output.num_cached_tokens or 0
             self._prompt_tokens += len(opened.request.prompt)
+        opened.scores = opened.scores or prompt_logprobs_of(output, opened.request)
         for answer in output.outputs:
             tokens = tuple(answer.token_ids)
             opened.generated += len(tokens)
@@ -300,7 +302,9 @@ class VllmEngine:
             opened.ended.add(index)
             if not opened.left:
                 self._open.pop(name, None)
-        self._made.append(Delta(name, index, tokens, text, usage, logprobs, finish, error))
+        scores = opened.scores if index not in opened.begun else ()
+        opened.begun.add(index)
+        self._made.append(Delta(name, index, tokens, text, usage, logprobs, finish, error, scores))
         self._news.set()
 
     def _end(self, opened: _Open, finish: Finish, error: str = "") -> None:
@@ -314,7 +318,9 @@ class _Open:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.inner_id = f"{request.request_id}-{uuid.uuid4().hex[:8]}"
+        self.begun: set[int] = set()
         self.ended: set[int] = set()
+        self.scores: tuple[TokenLogprobs, ...] = ()  # of the prompt
         self.generated = 0
         self.cached = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
     for name, value, default in (
         ("memory.block_tokens", config.memory.block_tokens, memory.block_tokens),
         ("memory.swap_gib", config.memory.swap_gib, memory.swap_gib),
+        (
+            "scheduling.max_scored_tokens",
+            config.scheduling.max_scored_tokens,
+            scheduling.max_scored_tokens,
+        ),
         ("scheduling.watermark", config.scheduling.watermark, scheduling.watermark),
         ("lora.folder", config.lora.folder, ""),
     ):
@@ -117,6 +122,7 @@ def sampling_params(request: Request) -> Any:
         ignore_eos=s.ignore_eos,
         min_tokens=s.min_tokens,
         logprobs=None if s.logprobs == NO_LOGPROBS else s.logprobs,
+        prompt_logprobs=None if s.prompt_logprobs == NO_LOGPROBS else s.prompt_logprobs,
         structured_outputs=grammar,
         output_kind=RequestOutputKind.DELTA,
     )
@@ -125,13 +131,24 @@ def sampling_params(request: Request) -> Any:
 def logprobs_of(answer: Any, count: int) -> tuple[TokenLogprobs, ...]:
     if answer.logprobs is None:
         return ()
-    found = []
-    for token, ranked in zip(answer.token_ids, answer.logprobs, strict=True):
-        # The chosen token comes too where it is not among the likeliest; ranks begin at 1.
-        top = sorted((each.rank, other, each.logprob) for other, each in ranked.items())
-        likeliest = tuple((other, logprob) for rank, other, logprob in top if rank <= count)
-        found.append(TokenLogprobs(token, ranked[token].logprob, likeliest))
-    return tuple(found)
+    pairs = zip(answer.token_ids, answer.logprobs, strict=True)
+    return tuple(_ranked(token, ranked, count) for token, ranked in pairs)
+
+
+def prompt_logprobs_of(output: Any, request: Request) -> tuple[TokenLogprobs, ...]:
+    """Of all tokens of the prompt but the first, of which vLLM says nothing either."""
+    if not output.prompt_logprobs:
+        return ()
+    pairs = zip(request.prompt[1:], output.prompt_logprobs[1:], strict=True)
+    count = request.sampling.prompt_logprobs
+    return tuple(_ranked(token, ranked, count) for token, ranked in pairs)
+
+
+def _ranked(token: int, ranked: Mapping[int, Any], count: int) -> TokenLogprobs:
+    # The token itself comes too where it is not among the likeliest; ranks begin at 1.
+    top = sorted((each.rank, other, each.logprob) for other, each in ranked.items())
+    likeliest = tuple((other, logprob) for rank, other, logprob in top if rank <= count)
+    return TokenLogprobs(token, ranked[token].logprob, likeliest)
 
 
 def token_ids(eos: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -9,12 +9,13 @@ import torch
 
 from serving.caches.prefix.protocol import scope_of
 from serving.engine.adapters import EngineAdapters
-from serving.engine.batch import Piece, whole_batch
+from serving.engine.batch import whole_batch
 from serving.engine.forward import Forward
 from serving.engine.grammar import Grammars, GrammarState
+from serving.engine.layout import lay_out
 from serving.engine.loading import LoadedModel, embed
 from serving.engine.protocol import EngineFacts, EngineLoad
-from serving.engine.sampler import Row, penalised, sample
+from serving.engine.sampler import Row, penalised, sample, token_logprobs
 from serving.engine.text import Decode, TextPieces
 from serving.lora.facts import AdapterFacts
 from serving.lora.gate import Passed
@@ -37,6 +38,7 @@ class _Asked:
     grammar: GrammarState | None = None
     cached: int = 0
     generated: int = 0
+    scores: list[TokenLogprobs] = field(default_factory=list)  # of the prompt, where asked for
     open: dict[int, Sequence] = field(default_factory=dict)
     """Answers that have a sequence, by index; the others branch off the first. None while the
     adapter is not on the device."""
@@ -175,28 +177,27 @@ class Worker:
         if not decision.chunks:
             return []
         sequences = [self._scheduler.sequences[chunk.sequence_id] for chunk in decision.chunks]
-        pieces, sampled, sampling = [], [], []
-        asked = [self._asked[sequence.request.request_id] for sequence in sequences]
+        layout = lay_out(decision.chunks, sequences)
+        pieces = layout.pieces
+        asked = [self._asked[owner.request.request_id] for owner in layout.owners]
         for chunk, sequence in zip(decision.chunks, sequences, strict=True):
-            tokens = sequence.tokens[chunk.start : chunk.stop]
-            pieces.append(Piece(tokens, chunk.start, sequence.table.block_ids))
             new = min(chunk.stop, len(sequence.request.prompt)) - chunk.start
             self._prompt_tokens += max(0, new)
-            if chunk.samples:
-                sampled.append(len(pieces) - 1)
-                sampling.append(sequence)
         begun_s = self._clock()
         if any(each.adapter is not None for each in asked):
             assert self.adapters is not None
             requests = [each.request.request_id if each.adapter else "" for each in asked]
-            logits_RV = self.adapters.forward(pieces, sampled, requests)
+            logits_RV = self.adapters.forward(pieces, layout.wanted, requests)
         else:
-            logits_RV = self._forward(pieces, sampled)
+            logits_RV = self._forward(pieces, layout.wanted)
         if self._recovery is not None and len(pieces[-1].tokens) > 1:
             self._kv.finish()
             self._recovery.computed(self._clock() - begun_s, decision.num_tokens)
         self._scheduler.commit(decision)
-        return self._extend(logits_RV, sampling) if sampling else []
+        if layout.scoring:
+            self._score(logits_RV[layout.scored_rows], layout.scoring)
+            logits_RV = logits_RV[layout.sampled_rows]
+        return self._extend(logits_RV, layout.sampling) if layout.sampling else []
 
     def _transfer(self, decision: ScheduleDecision) -> None:
         """Copy the blocks that the step needs elsewhere."""
@@ -243,6 +244,14 @@ class Worker:
             swap_ins_total=preemption.swap_ins_total,
             recomputed_tokens_total=scheduler.recomputed_tokens_total,
         )
+
+    def _score(self, logits_RV: torch.Tensor, scoring: list[tuple[Sequence, int]]) -> None:
+        """Keep what each row says of the token of the prompt that comes after its position."""
+        tokens = [sequence.request.prompt[at + 1] for sequence, at in scoring]
+        counts = [sequence.request.sampling.prompt_logprobs for sequence, _ in scoring]
+        found = token_logprobs(logits_RV, tokens, counts)
+        for (sequence, _), one in zip(scoring, found, strict=True):
+            self._asked[sequence.request.request_id].scores.append(one)
 
     def _extend(self, logits_RV: torch.Tensor, sampling: list[Sequence]) -> list[Delta]:
         """Sample for each of ``sampling``, whose logits are the rows in order."""
@@ -333,6 +342,7 @@ class Worker:
             _usage(asked),
             () if logprobs is None else (logprobs,),
             finish,
+            prompt_logprobs=tuple(asked.scores) if sequence.generated == 1 else (),
         )
 
     def _pieces(self, request: Request) -> TextPieces:

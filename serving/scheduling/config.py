@@ -9,9 +9,12 @@ from hecate.config import Config
 
 class SchedulingConfig(Config):
     """``max_sequences``: answers in one step. ``max_batch_tokens``: tokens in one step; a longer
-    prompt is computed in chunks beside others' decoding. ``watermark``: the share of blocks that
-    admission leaves free for the growth of what runs."""
+    prompt is computed in chunks beside others' decoding. ``max_scored_tokens``: those of prompts
+    among them whose own log-probabilities were asked for, each of which has logits as wide as the
+    vocabulary. ``watermark``: the share of blocks that admission leaves free for the growth of what
+    runs."""
 
     max_sequences: int = Field(default=64, ge=1)
     max_batch_tokens: int = Field(default=1024, ge=1)
+    max_scored_tokens: int = Field(default=256, ge=1)
     watermark: float = Field(default=0.01, ge=0, lt=1)

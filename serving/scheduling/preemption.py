@@ -64,7 +64,9 @@ class Preemption:
 
     def beginning(self, sequence: Sequence) -> Beginning:
         """What ``sequence`` has to begin with, held for it."""
-        query = sequence.tokens[:-1]  # the last one is computed, so that there are logits
+        # The last one is computed, so that there are logits; of a prompt whose tokens all need
+        # theirs, whatever has not been.
+        query = sequence.tokens[: sequence.reached if sequence.scored else -1]
         block_ids = self._prefix.match(sequence.scope, query)
         matched = computed = len(block_ids) * self._pool.block_tokens
         swapped = sequence.preempted.swapped if sequence.preempted else None

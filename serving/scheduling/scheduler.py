@@ -8,16 +8,36 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from serving.caches.prefix.protocol import PrefixCache
 from serving.memory.blocks import BlockPool
 from serving.memory.tables import BlockTable
 from serving.memory.tiers import BlockCopy
-from serving.request import Request
+from serving.request import NO_LOGPROBS, Request
 from serving.scheduling.config import SchedulingConfig
 from serving.scheduling.decisions import Chunk, ScheduleDecision, transfers
 from serving.scheduling.preemption import Preemption
 from serving.scheduling.sequences import Sequence
+
+
+@dataclass
+class _Budget:
+    """Tokens that a step has left; ``scored``: of prompts whose tokens all need logits."""
+
+    tokens: int
+    scored: int
+
+    def share(self, sequence: Sequence, computed: int) -> int:
+        """How many of the tokens after ``computed`` are computed now."""
+        count = min(len(sequence.tokens) - computed, self.tokens)
+        return min(count, self.scored) if sequence.scored else count
+
+    def spend(self, sequence: Sequence, stop: int) -> None:
+        """``sequence`` goes on to ``stop``."""
+        self.tokens -= stop - sequence.computed
+        if sequence.scored:
+            self.scored -= stop - sequence.computed
 
 
 class Scheduler:
@@ -69,37 +89,41 @@ class Scheduler:
         """``request`` waits from now on; its other answers branch off the first one's prompt."""
         sequence = self._new(request, 0, scope, BlockTable(self._pool), list(request.prompt))
         sequence.forks = request.n - 1
+        if request.sampling.prompt_logprobs != NO_LOGPROBS:
+            sequence.scored_tokens = len(request.prompt)
         bisect.insort(self._waiting, sequence, key=_urgency)
         return sequence
 
     def schedule(self) -> ScheduleDecision:
         """The next step; empty ``chunks`` only where nothing is left to do."""
-        budget = self._config.max_batch_tokens
+        budget = _Budget(self._config.max_batch_tokens, self._config.max_scored_tokens)
         chunks: list[Chunk] = []
         out: list[BlockCopy] = []
         copies: list[BlockCopy] = []
         back: list[BlockCopy] = []
         preempted: list[int] = []
         for sequence in list(self._running):
-            if budget == 0:
+            if budget.tokens == 0:
                 break
             if sequence not in self._running:  # preempted for a more urgent one
                 continue
-            stop = sequence.computed + min(sequence.pending, budget)
+            stop = sequence.computed + budget.share(sequence, sequence.computed)
+            if stop == sequence.computed:
+                continue
             if not self._make_room(sequence, stop, preempted, out):
                 continue
             copies += sequence.table.prepare(sequence.computed, stop)
             chunks.append(_chunk(sequence, stop))
-            budget -= stop - sequence.computed
+            budget.spend(sequence, stop)
         admitted: list[int] = []
-        while budget and self._waiting and not preempted:
+        while budget.tokens and self._waiting and not preempted:
             sequence = self._waiting[0]
             if self._places() <= sequence.forks or not self._admit(sequence, budget, back):
                 break
-            stop = sequence.computed + min(sequence.pending, budget)
+            stop = sequence.computed + budget.share(sequence, sequence.computed)
             copies += sequence.table.prepare(sequence.computed, stop)
             chunks.append(_chunk(sequence, stop))
-            budget -= stop - sequence.computed
+            budget.spend(sequence, stop)
             admitted.append(sequence.sequence_id)
         chunks.sort(key=lambda chunk: chunk.stop - chunk.start > 1)
         moved = transfers(out, copies, back)
@@ -160,11 +184,13 @@ class Scheduler:
         forks = sum(sequence.forks for sequence in self._running)
         return max(0, self._config.max_sequences - len(self._running) - forks)
 
-    def _admit(self, sequence: Sequence, budget: int, back: list[BlockCopy]) -> bool:
+    def _admit(self, sequence: Sequence, budget: _Budget, back: list[BlockCopy]) -> bool:
         """Start ``sequence`` from what there is of it, if its next chunk fits."""
+        if sequence.scored and not budget.scored:
+            return False
         beginning = self.preemption.beginning(sequence)
         table, computed = beginning.table, beginning.computed
-        stop = computed + min(len(sequence.tokens) - computed, budget)
+        stop = computed + budget.share(sequence, computed)
         reserve = self._reserve if self._running else 0
         if not self._free(table.missing(computed, stop) + reserve):
             table.release()

@@ -24,6 +24,7 @@ class Sequence:
     """``tokens``: prompt and answer so far. ``computed``: how many have keys and values, and
     ``reached`` how many had at most.
 
+    ``scored_tokens``: so many of the first need logits of their own, all of the prompt or none.
     ``scope``: for whom its blocks are good. ``forks``: how many more answers branch off it when its
     prompt is computed. ``cached``: tokens of the prompt that came out of a cache, the first time.
     """
@@ -38,6 +39,7 @@ class Sequence:
     computed: int = 0
     reached: int = 0
     cached: int = 0
+    scored_tokens: int = 0
     admissions: int = 0
     preempted: Preempted | None = None
     order: tuple[int, float, int] = field(default=(0, 0.0, 0))
@@ -45,6 +47,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def scored(self) -> bool:
+        """Whether logits are wanted of all tokens of the prompt, which is not computed yet."""
+        return self.reached < self.scored_tokens
 
     @property
     def pending(self) -> int:

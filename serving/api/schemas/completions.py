@@ -15,8 +15,9 @@ Tokens = Annotated[list[Token], Field(min_length=1)]
 
 class CompletionBody(SampledBody):
     """``prompt``: a text, tokens, or up to 64 of either; each gets ``n`` answers, the likeliest of
-    ``best_of``, and with ``echo`` each answer begins with its prompt. ``suffix``: clients send it
-    empty; text to be filled in before one is refused.
+    ``best_of``. With ``echo`` each answer begins with its prompt, log-probabilities of whose tokens
+    come too where ``logprobs`` asks for those of the answer; with ``max_tokens`` 0 there is nothing
+    else. ``suffix``: clients send it empty; text to be filled in before one is refused.
     """
 
     prompt: (
@@ -25,6 +26,7 @@ class CompletionBody(SampledBody):
         | Annotated[list[Text], Field(min_length=1, max_length=64)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=64)]
     )
+    max_tokens: int | None = Field(default=None, ge=0, le=2**31)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)

@@ -169,6 +169,55 @@ def test_echo_puts_the_prompt_before_each_answer(server: Server) -> None:
     assert answer.choices[0].text == "日本<|end|>日本"
 
 
+def test_echo_has_log_probabilities_of_the_prompt_too(server: Server) -> None:
+    client = server.client()
+    prompts = ["hello there", "how are you"]
+    ask = {"model": "toy", "prompt": prompts, "n": 2, "max_tokens": 30, "logprobs": 2, "echo": True}
+    answer = client.completions.create(**ask)
+    plain = client.completions.create(**{**ask, "echo": False})
+    for choice, without in zip(answer.choices, plain.choices, strict=True):
+        prompt = prompts[choice.index // 2]
+        size = len(toy_tokenizer()(prompt)["input_ids"])
+        found, alone = choice.logprobs, without.logprobs
+        assert "".join(found.tokens[:size]) == prompt
+        assert found.tokens[size:] == alone.tokens
+        assert found.token_logprobs == [None] + [-0.5] * (size - 1 + len(alone.tokens))
+        assert found.top_logprobs[0] is None and all(
+            len(top) == 2 for top in found.top_logprobs[1:]
+        )
+        assert found.text_offset[size:] == [len(prompt) + at for at in alone.text_offset]
+        for token, at in list(zip(found.tokens, found.text_offset, strict=True))[:-1]:
+            assert choice.text[at : at + len(token)] == token
+    streamed: list[dict[str, list[object]]] = [{}, {}, {}, {}]
+    for chunk in client.completions.create(**ask, stream=True):
+        for name, values in chunk.choices[0].logprobs.model_dump().items():
+            streamed[chunk.choices[0].index].setdefault(name, []).extend(values)
+    assert streamed == [choice.logprobs.model_dump() for choice in answer.choices]
+    best = client.completions.create(**{**ask, "n": 1}, best_of=2)
+    assert best.choices[1].logprobs == answer.choices[2].logprobs
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_is_scored_without_an_answer(server: Server, stream: bool) -> None:
+    client = server.client()
+    ask = {"model": "toy", "prompt": "hello there", "max_tokens": 0, "logprobs": 1, "echo": True}
+    if stream:
+        chunks = client.completions.create(
+            **ask, stream=True, stream_options={"include_usage": True}
+        )
+        first, last = chunks
+        choice, usage = first.choices[0], last.usage
+    else:
+        answer = client.completions.create(**ask)
+        choice, usage = answer.choices[0], answer.usage
+    assert choice.text == "".join(choice.logprobs.tokens) == "hello there"
+    assert choice.logprobs.token_logprobs == [None] + [-0.5] * (usage.prompt_tokens - 1)
+    assert choice.finish_reason == "length" and usage.completion_tokens == 0
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="toy", prompt="hello", max_tokens=0)
+    assert caught.value.param == "max_tokens"
+
+
 def test_the_best_of_several_answers(server: Server) -> None:
     client = server.client()
     ask = {"model": "toy", "prompt": ["hello there", "how are you"], "max_tokens": 30}
@@ -190,15 +239,10 @@ def test_the_best_of_several_answers(server: Server) -> None:
     assert {chunk.choices[0].index for chunk in same} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("asked", "param"), [({"suffix": "end"}, "suffix"), ({"echo": True, "logprobs": 1}, "logprobs")]
-)
-def test_what_completions_cannot_do_is_refused_by_name(
-    server: Server, asked: dict[str, object], param: str
-) -> None:
+def test_what_completions_cannot_do_is_refused_by_name(server: Server) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        server.client().completions.create(model="toy", prompt="hello", **asked)
-    assert caught.value.param == param and caught.value.type == "invalid_request_error"
+        server.client().completions.create(model="toy", prompt="hello", suffix="end")
+    assert caught.value.param == "suffix" and caught.value.type == "invalid_request_error"
 
 
 def test_stop_strings(server: Server) -> None:

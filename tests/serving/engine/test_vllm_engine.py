@@ -53,6 +53,8 @@ def test_it_keeps_the_contract_and_answers_as_ours_does(tmp_path: Path) -> None:
     python = vllm_python()
     folder = write_model(SMALL, tmp_path, context=512, dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        expected_PV = torch.log_softmax(model(torch.tensor([PROMPT[:50]])).logits[0], dim=-1)
     adapter = save_adapter(tmp_path / "adapter", model, rank=8, scale=1.0)
     output = run_bounded(
         [python, str(Path(__file__).parent / "vllm_answers.py"), str(folder), str(adapter)],
@@ -84,6 +86,11 @@ def test_it_keeps_the_contract_and_answers_as_ours_does(tmp_path: Path) -> None:
     assert answers["other tenant", 0]["usage"]["cached"] == 0
     assert answers["adapted", 0]["usage"]["cached"] == 0
     assert len(answers["two", 1]["tokens"]) == 6
+    for index in (0, 1):
+        scores = dict(enumerate(answers["scored", index]["scores"], 1))
+        assert {at: token for at, (token, _) in scores.items()} == dict(enumerate(PROMPT[1:50], 1))
+        for at, (_, logprob) in scores.items():
+            assert logprob == pytest.approx(expected_PV[at - 1, PROMPT[at]].item(), abs=1e-3)
     jsonschema.validate(json.loads(answers["form", 0]["text"]), {"required": ["a"]})
     assert answers["form", 0]["finish"] == ["stop"]
     assert answers["long", 0]["finish"] == ["cancelled"]

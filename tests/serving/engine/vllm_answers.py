@@ -44,7 +44,9 @@ async def main() -> None:
     await engine.start()
     found: dict[str, Any] = {"facts": vars(engine.facts)}
     answers: dict[str, dict[int, dict[str, Any]]] = defaultdict(
-        lambda: defaultdict(lambda: {"tokens": [], "text": "", "deltas": 0, "finish": []})
+        lambda: defaultdict(
+            lambda: {"tokens": [], "text": "", "deltas": 0, "finish": [], "scores": []}
+        )
     )
     ended = 0
     changed = asyncio.Condition()
@@ -56,6 +58,7 @@ async def main() -> None:
                 answer = answers[delta.request_id][delta.index]
                 answer["tokens"] += delta.tokens
                 answer["text"] += delta.text
+                answer["scores"] += [(one.token, one.logprob) for one in delta.prompt_logprobs]
                 answer["deltas"] += 1
                 answer["usage"] = vars(delta.usage)
                 answer["top"] = [len(each.top) for each in delta.logprobs]
@@ -80,17 +83,19 @@ async def main() -> None:
     await engine.submit(Request("other tenant", prompt, greedy, tenant="ann"))
     await engine.submit(Request("two", prompt[:40], Sampling(6, seed=1, ignore_eos=True), n=2))
     form = Sampling(64, temperature=0.0, grammar=Grammar("json", json.dumps(SCHEMA)))
+    scored = Sampling(4, temperature=0.0, prompt_logprobs=2)
+    await engine.submit(Request("scored", prompt[:50], scored, n=2))
     await engine.submit(Request("form", prompt[:20], form))
-    await until(6)
+    await until(8)
     await engine.submit(Request("long", prompt[:20], Sampling(200, ignore_eos=True)))
     while not answers["long"][0]["deltas"]:
         await asyncio.sleep(0.01)
     await engine.cancel("long")
-    await until(7)
+    await until(9)
     facts = await engine.load_adapter("near", sys.argv[2])
     found["adapter"] = {"rank": facts.rank, "served": [each.name for each in engine.adapters()]}
     await engine.submit(Request("adapted", prompt, greedy, adapter="near"))
-    await until(8)
+    await until(10)
     await engine.unload_adapter("near")
     for name, request in (
         ("no adapter", Request("r", prompt[:9], greedy, adapter="near")),
