@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from serving.app.calls import CALL_LOST
+from serving.app.calls import CALL_LATE
 from serving.app.messages import AdapterChange, Report, Ticket
 from serving.errors import EngineDead, InvalidAdapter, ModelNotFound
 
@@ -157,7 +157,7 @@ class ReplicasAdapters:
         try:
             call = getattr(self._handle, method).remote(ticket, *what)
             change: AdapterChange = await asyncio.wait_for(call, self._most_s)
-        except (*CALL_LOST, TimeoutError):
+        except CALL_LATE:
             return None
         if ticket.replica not in ("", change.replica):
             self._forget(ticket.replica)

@@ -8,3 +8,5 @@ from ray.serve.exceptions import RayServeException
 
 # Of Ray's actors, of Serve's router, which no replica may be known to, and of what carries calls.
 CALL_LOST: tuple[type[Exception], ...] = (RayError, RayServeException, RpcError)
+# The same, or in time.
+CALL_LATE: tuple[type[Exception], ...] = (*CALL_LOST, TimeoutError)

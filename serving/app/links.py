@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving.app.calls import CALL_LOST
+from serving.app.calls import CALL_LATE
 from serving.app.messages import Admission, Admitted, Cancellation, Door, Step, Submission, Ticket
 from serving.app.wire import Wire, WireLost, call
 from serving.request import Request
@@ -117,7 +117,7 @@ class Links:
         try:
             asking = self._handle.door.remote(Ticket(replica=replica))
             door: Door = await asyncio.wait_for(asking, self._most_s)
-        except (*CALL_LOST, TimeoutError) as error:
+        except CALL_LATE as error:
             raise WireLost(f"replica {replica} does not answer") from error
         if door.replica != replica:
             raise WireLost(f"replica {replica} is gone")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from serving.app.adapters import ReplicasAdapters
-from serving.app.calls import CALL_LOST
+from serving.app.calls import CALL_LATE, CALL_LOST
 from serving.app.config import IngressConfig
 from serving.app.links import Link, Links
 from serving.app.messages import Admission, Refusal, Report, Step, Ticket
@@ -316,7 +316,9 @@ class Replicas:
         """Cancel a request that nobody waits for any more, should a replica yet admit it."""
         try:
             admission, _ = await admitting
-        except (*CALL_LOST, asyncio.CancelledError):
+        except CALL_LOST:
+            return
+        except asyncio.CancelledError:
             return
         if admission.refusal is None:
             await self._cancel(admission.replica, request_id)
@@ -336,7 +338,7 @@ class Replicas:
         try:
             call = self._handle.cancel.remote(Ticket(replica=replica), [request_id])
             await asyncio.wait_for(call, self._config.admit_s)
-        except (*CALL_LOST, TimeoutError):
+        except CALL_LATE:
             LOG.info("%s could not be cancelled: its replica is gone", request_id)
 
     async def _watch(self) -> None:
@@ -351,7 +353,7 @@ class Replicas:
         try:
             call = self._handle.report.remote(Ticket(probe=True))
             report = await asyncio.wait_for(call, self._config.silence_s)
-        except (*CALL_LOST, TimeoutError):
+        except CALL_LATE:
             return  # ``check`` notices the silence
         self._hear(report)
         if report.dead is None:
