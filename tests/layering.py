@@ -222,15 +222,14 @@ OPTIONAL: dict[str, frozenset[str]] = {
         {
             "hecate/ray_start.py",
             "hecate/train/workers/cluster.py",
-            "serving/app/adapters.py",
             "serving/app/builder.py",
+            "serving/app/calls.py",
             "serving/app/launch.py",
             "serving/app/replica.py",
-            "serving/app/links.py",
-            "serving/app/replicas.py",
             "serving/app/router.py",
         }
     ),
+    "grpc": frozenset({"serving/app/calls.py"}),  # comes with Ray Serve
     "vllm": frozenset(
         {
             "serving/bench/vllm_offline.py",

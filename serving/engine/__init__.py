@@ -15,6 +15,7 @@
 | checks.py | decides | a request -> whether it can be answered here at all |
 | batch.py | decides | pieces of sequences -> one packed batch |
 | attention.py | executes | queries, paged keys and values -> attention |
+| layout.py | decides | chunks of a step -> its pieces, and whose its logits are |
 | forward.py | executes | pieces of sequences -> logits, by the model's own code |
 | compiled.py | executes | the same by our kernels, over packed weights |
 | packing.py | executes | weights -> panels, as the kernels read them |
