@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ class RuleEngine:
         self._names.assign(AdapterFacts("twin", "1" * 64, "", 8, 0))
         self.cancelled: list[str] = []
         self.seen: list[Request] = []
+        self.priorities: dict[str, int] = {}
         self._steps = self._prompt_tokens = self._generated = 0
         self._facts = EngineFacts(
             model="toy",
@@ -115,6 +116,7 @@ class RuleEngine:
             family="rule",
             vocab_size=len(self._tokenizer),
             max_tokens=max_tokens,
+            max_sequences=most,
             eos_token_ids=(0,),
             embeds=True,
         )
@@ -144,6 +146,9 @@ class RuleEngine:
         self._held[request.request_id] = self._hold_steps if held else 0
         self.seen.append(request)
         self._prompt_tokens += len(request.prompt)
+
+    async def prioritise(self, priorities: Mapping[str, int]) -> None:
+        self.priorities.update(priorities)
 
     async def cancel(self, request_id: str) -> None:
         if self._running.pop(request_id, None):

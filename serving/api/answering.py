@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from serving.api.answers import Answers, Piece, best, whole
-from serving.api.backend import Backend
+from serving.api.backend import Answerer
 from serving.api.metrics import Metrics
 from serving.api.rendering import Rendering
 from serving.api.tenants import Clock, Tenants
@@ -34,7 +34,7 @@ class Answering:
         *,
         with_tools: bool,
         keep: int,
-        backend: Backend,
+        backend: Answerer,
         tenants: Tenants,
         metrics: Metrics,
         clock: Clock,
@@ -103,7 +103,7 @@ class Answering:
 
 @asynccontextmanager
 async def opened(
-    backend: Backend, requests: Sequence[Request]
+    backend: Answerer, requests: Sequence[Request]
 ) -> AsyncIterator[AsyncIterator[Numbered]]:
     """Deltas of all ``requests`` as they come, each with its request's place; closed in the end."""
     tried: list[str] = []

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.request import Delta, Request
 
 
-class Backend(Protocol):
+class Answerer(Protocol):
     """Answers requests, each by a stream of its own."""
-
-    @property
-    def facts(self) -> EngineFacts: ...
 
     async def open(self, request: Request) -> AsyncIterator[Delta]:
         """Admit ``request`` and give its deltas; to stop earlier, ``close`` it.
@@ -24,6 +21,17 @@ class Backend(Protocol):
 
     async def close(self, request_id: str) -> None:
         """Cancel what is left of a request; harmless for one that has ended."""
+        ...
+
+
+class Backend(Answerer, Protocol):
+    """An ``Answerer`` and all that it can tell of itself."""
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    async def prioritise(self, priorities: Mapping[str, int]) -> None:
+        """As ``Engine.prioritise``, for requests that were opened here."""
         ...
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]: ...

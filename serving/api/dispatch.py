@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from serving.engine.protocol import Engine, EngineFacts, EngineLoad
 from serving.errors import EngineDead
@@ -58,6 +58,9 @@ class Dispatcher:
     async def close(self, request_id: str) -> None:
         if self._queues.pop(request_id, None) is not None:
             await self._engine.cancel(request_id)
+
+    async def prioritise(self, priorities: Mapping[str, int]) -> None:
+        await self._engine.prioritise(priorities)
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         return await self._engine.embed(prompts)

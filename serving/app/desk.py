@@ -11,7 +11,15 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from serving.app.messages import Admission, Admitted, Cancellation, Refusal, Step, Submission
+from serving.app.messages import (
+    Admission,
+    Admitted,
+    Cancellation,
+    Priorities,
+    Refusal,
+    Step,
+    Submission,
+)
 from serving.app.recorder import Telling
 from serving.app.wire import Wire, WireLost
 from serving.engine.protocol import Engine
@@ -133,6 +141,8 @@ class Desk:
                     task = asyncio.ensure_future(self._admit(wire, ingress, message))
                     admitting.add(task)
                     task.add_done_callback(admitting.discard)
+                elif isinstance(message, Priorities):
+                    await self._engine.prioritise(message.of)
                 else:
                     assert isinstance(message, Cancellation)
                     await self.cancel(message.request_ids)

@@ -9,11 +9,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serving.app.calls import CALL_LATE
-from serving.app.messages import Admission, Admitted, Cancellation, Door, Step, Submission, Ticket
+from serving.app.messages import (
+    Admission,
+    Admitted,
+    Cancellation,
+    Door,
+    Priorities,
+    Step,
+    Submission,
+    Ticket,
+)
 from serving.app.wire import Wire, WireLost, call
 from serving.request import Request
 
@@ -50,6 +59,9 @@ class Link:
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         self._wire.send(Cancellation(tuple(request_ids)))
+
+    def prioritise(self, priorities: Mapping[str, int]) -> None:
+        self._wire.send(Priorities(priorities))
 
     async def run(self, hear: Hear) -> OSError:
         """Give each step to ``hear``; returns what ended it."""

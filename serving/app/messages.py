@@ -124,6 +124,13 @@ class Cancellation:
 
 
 @dataclass(frozen=True)
+class Priorities:
+    """Of requests that a replica has, from now on."""
+
+    of: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Step:
     """What a replica made since the last message, for all streams of one ingress together.
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import ray.util
@@ -79,6 +79,9 @@ class EngineReplica:
 
     async def cancel(self, ticket: Ticket, request_ids: Sequence[str]) -> None:
         await self._desk.cancel(request_ids)
+
+    async def prioritise(self, ticket: Ticket, priorities: Mapping[str, int]) -> None:
+        await self._engine.prioritise(priorities)
 
     async def embed(self, ticket: Ticket, prompts: Sequence[Sequence[int]]) -> Vectors:
         try:

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import logging
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -92,6 +92,19 @@ class Replicas:
         stream = self._streams.pop(request_id, None)
         if stream is not None and stream.replica:
             self._beside(self._cancel(stream.replica, request_id))
+
+    async def prioritise(self, priorities: Mapping[str, int]) -> None:
+        of_replicas: dict[str, dict[str, int]] = {}
+        for request_id, priority in priorities.items():
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.request = replace(stream.request, priority=priority)  # should it move on
+                of_replicas.setdefault(stream.replica, {})[request_id] = priority
+        for replica, of in of_replicas.items():
+            if replica and (link := self._links.made(replica)) is not None:
+                link.prioritise(of)
+            elif replica:
+                self._beside(self._call(replica, "prioritise", of))
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         tokens = sum(len(prompt) for prompt in prompts)
@@ -335,11 +348,15 @@ class Replicas:
         if (link := self._links.made(replica)) is not None:
             link.cancel([request_id])
             return
+        await self._call(replica, "cancel", [request_id])
+
+    async def _call(self, replica: str, method: str, of: object) -> None:
+        """By Ray Serve, what needs no answer."""
         try:
-            call = self._handle.cancel.remote(Ticket(replica=replica), [request_id])
+            call = getattr(self._handle, method).remote(Ticket(replica=replica), of)
             await asyncio.wait_for(call, self._config.admit_s)
         except CALL_LATE:
-            LOG.info("%s could not be cancelled: its replica is gone", request_id)
+            LOG.info("nothing came of %s: replica %s is gone", method, replica)
 
     async def _watch(self) -> None:
         """Ask one replica after another how it is, so that health and loads are known; one that

@@ -133,6 +133,7 @@ def assemble(
         family=model.config.model_type,
         vocab_size=embeddings.weight.shape[0],
         max_tokens=config.max_tokens or context,
+        max_sequences=config.scheduling.max_sequences,
         eos_token_ids=eos_token_ids,
         embeds=True,
     )

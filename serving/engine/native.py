@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,6 +35,11 @@ class _Loaded:
 
 
 @dataclass(frozen=True)
+class _Prioritise:
+    priorities: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class _Cancel:
     request_id: str
 
@@ -50,7 +55,7 @@ class _Close:
     pass
 
 
-_Message = _Admit | _Loaded | _Cancel | _Embed | _Close
+_Message = _Admit | _Loaded | _Prioritise | _Cancel | _Embed | _Close
 
 
 class NativeEngine:
@@ -131,6 +136,10 @@ class NativeEngine:
             self._beat_s = self._clock()  # it was idle, which is no stall
         self._open[request.request_id] = request.n
         self._inbox.put(_Admit(request, adapter, grammar))
+
+    async def prioritise(self, priorities: Mapping[str, int]) -> None:
+        if known := {name: at for name, at in priorities.items() if name in self._open}:
+            self._inbox.put(_Prioritise(known))
 
     async def cancel(self, request_id: str) -> None:
         if request_id in self._open:
@@ -263,6 +272,8 @@ class NativeEngine:
                 worker.add(message.request, message.adapter, message.grammar)
             elif isinstance(message, _Embed):
                 self._embed(worker, message)
+            elif isinstance(message, _Prioritise):
+                worker.prioritise(message.priorities)
             else:
                 if isinstance(message, _Cancel):
                     deltas += worker.end(message.request_id, Finish.CANCELLED)

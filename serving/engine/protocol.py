@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,8 @@ class EngineFacts:
     """What does not change while an engine lives.
 
     ``model``: the name that it is served under. ``digest``: of its weights and configuration.
-    ``max_tokens``: prompt and answer together. ``embeds``: whether ``embed`` works.
+    ``max_tokens``: prompt and answer together. ``max_sequences``: answers in one step at most.
+    ``embeds``: whether ``embed`` works.
     """
 
     model: str
@@ -23,6 +24,7 @@ class EngineFacts:
     family: str
     vocab_size: int
     max_tokens: int
+    max_sequences: int
     eos_token_ids: tuple[int, ...]
     embeds: bool
 
@@ -37,6 +39,7 @@ class EngineLoad:
     ``prefix_query_tokens_total``: of prompts, what was cached.
     Of ``preemptions_total``, ``swap_outs_total`` had their blocks copied to the host, where
     ``swapped_blocks`` are now; ``recomputed_tokens_total`` were lost and computed once more.
+    ``busy_s_total``: seconds in steps; 0 where an engine cannot tell.
     """
 
     waiting: int
@@ -55,6 +58,7 @@ class EngineLoad:
     swap_outs_total: int = 0
     swap_ins_total: int = 0
     recomputed_tokens_total: int = 0
+    busy_s_total: float = 0.0
 
 
 class Engine(Protocol):
@@ -76,6 +80,14 @@ class Engine(Protocol):
 
         Raises ``InvalidRequest`` (``ContextTooLong`` among them), ``ModelNotFound`` for an adapter
         that is not there or means another content, ``Overloaded``, and ``EngineDead``.
+        """
+        ...
+
+    async def prioritise(self, priorities: Mapping[str, int]) -> None:
+        """Requests, by their ids, have another priority from the next step on.
+
+        What waits takes the place of what runs if it is more urgent by enough. Unknown ids are
+        fine. Where an engine cannot, requests keep the priority that they came with.
         """
         ...
 

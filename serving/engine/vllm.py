@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class VllmEngine:
         self._numbers: dict[str, int] = {}  # of adapters, by digest
         self._beat_s = 0.0
         self._steps = self._prompt_tokens = self._generated = self._cached = 0
+        self._busy_s = 0.0
         self._death = ""
         self._closed = False
 
@@ -89,6 +90,7 @@ class VllmEngine:
             family=model.hf_config.model_type,
             vocab_size=model.get_vocab_size(),
             max_tokens=model.max_model_len,
+            max_sequences=self._config.scheduling.max_sequences,
             eos_token_ids=token_ids(model.hf_config.eos_token_id),
             embeds=False,
         )
@@ -131,6 +133,9 @@ class VllmEngine:
             raise InvalidRequest("vLLM refuses this request", got=str(error)) from error
         task = asyncio.get_running_loop().create_task(self._read(opened, outputs))
         self._reading[request.request_id] = task
+
+    async def prioritise(self, priorities: Mapping[str, int]) -> None:
+        """vLLM takes a request's priority with the request alone."""
 
     async def cancel(self, request_id: str) -> None:
         opened = self._open.get(request_id)
@@ -205,6 +210,7 @@ class VllmEngine:
             prefix_query_tokens_total=self._counts.queries,
             prefix_hit_tokens_total=self._counts.hits,
             preemptions_total=self._counts.preempted,
+            busy_s_total=self._busy_s,
         )
 
     def check(self) -> None:
@@ -267,7 +273,9 @@ class VllmEngine:
             self._reading.pop(opened.request.request_id, None)
 
     def _take(self, opened: _Open, output: Any) -> None:
-        self._beat_s = self._clock()
+        now_s = self._clock()
+        self._busy_s += now_s - self._beat_s  # there was work, this request's, all that time
+        self._beat_s = now_s
         if not opened.generated:
             opened.cached = output.num_cached_tokens or 0
             self._prompt_tokens += len(opened.request.prompt)

@@ -33,6 +33,8 @@ def engine_arguments(config: EngineConfig) -> dict[str, Any]:
             scheduling.max_scored_tokens,
         ),
         ("scheduling.watermark", config.scheduling.watermark, scheduling.watermark),
+        ("scheduling.overtaking", config.scheduling.overtaking, scheduling.overtaking),
+        ("scheduling.quantum_steps", config.scheduling.quantum_steps, scheduling.quantum_steps),
         ("lora.folder", config.lora.folder, ""),
     ):
         if value != default:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -82,6 +82,7 @@ class Worker:
         self._texts: dict[int, TextPieces] = {}
         self._grammars: dict[int, GrammarState] = {}
         self._steps = self._prompt_tokens = self._generated = 0
+        self._busy_s = 0.0
 
     @property
     def busy(self) -> bool:
@@ -110,6 +111,14 @@ class Worker:
         else:
             assert self.adapters is not None
             self._pass(self.adapters.enter(request.request_id, adapter, len(request.prompt)))
+
+    def prioritise(self, priorities: Mapping[str, int]) -> None:
+        """Also those that wait for their adapter."""
+        self._scheduler.prioritise(priorities)
+        for request_id, priority in priorities.items():
+            asked = self._asked.get(request_id)
+            if asked is not None and not asked.open:
+                asked.request = replace(asked.request, priority=priority)
 
     def loaded(self) -> list[Delta]:
         """Go on with those whose adapter has come; the end of those whose adapter cannot."""
@@ -171,6 +180,12 @@ class Worker:
 
     def step(self) -> list[Delta]:
         """Compute one batch; what it added to which answers."""
+        begun_s = self._clock()
+        made = self._step()
+        self._busy_s += self._clock() - begun_s
+        return made
+
+    def _step(self) -> list[Delta]:
         decision = self._scheduler.schedule()
         self._steps += 1
         self._transfer(decision)
@@ -243,6 +258,7 @@ class Worker:
             swap_outs_total=preemption.swap_outs_total,
             swap_ins_total=preemption.swap_ins_total,
             recomputed_tokens_total=scheduler.recomputed_tokens_total,
+            busy_s_total=self._busy_s,
         )
 
     def _score(self, logits_RV: torch.Tensor, scoring: list[tuple[Sequence, int]]) -> None:

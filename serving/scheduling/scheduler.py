@@ -1,14 +1,15 @@
 """First come, first served within a priority; prompts in chunks beside decoding.
 
 Continuous batching (Orca, OSDI 2022) with chunked prefill under a token budget (Sarathi-Serve,
-2403.02310) and preemption of the least urgent.
+2403.02310) and preemption of the least urgent: for memory, and for whoever waits and is more urgent
+by enough. Priorities may change at any time between two steps.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.caches.prefix.protocol import PrefixCache
 from serving.memory.blocks import BlockPool
@@ -19,25 +20,6 @@ from serving.scheduling.config import SchedulingConfig
 from serving.scheduling.decisions import Chunk, ScheduleDecision, transfers
 from serving.scheduling.preemption import Preemption
 from serving.scheduling.sequences import Sequence
-
-
-@dataclass
-class _Budget:
-    """Tokens that a step has left; ``scored``: of prompts whose tokens all need logits."""
-
-    tokens: int
-    scored: int
-
-    def share(self, sequence: Sequence, computed: int) -> int:
-        """How many of the tokens after ``computed`` are computed now."""
-        count = min(len(sequence.tokens) - computed, self.tokens)
-        return min(count, self.scored) if sequence.scored else count
-
-    def spend(self, sequence: Sequence, stop: int) -> None:
-        """``sequence`` goes on to ``stop``."""
-        self.tokens -= stop - sequence.computed
-        if sequence.scored:
-            self.scored -= stop - sequence.computed
 
 
 class Scheduler:
@@ -94,40 +76,53 @@ class Scheduler:
         bisect.insort(self._waiting, sequence, key=_urgency)
         return sequence
 
+    def prioritise(self, priorities: Mapping[str, int]) -> None:
+        """Requests, by their ids, are so urgent from the next step on; unknown ids are fine."""
+        for sequence in self._sequences.values():
+            priority = priorities.get(sequence.request.request_id, sequence.priority)
+            sequence.order = (priority, *sequence.order[1:])
+        self._waiting.sort(key=_urgency)
+        self._running.sort(key=_urgency)
+
     def schedule(self) -> ScheduleDecision:
         """The next step; empty ``chunks`` only where nothing is left to do."""
-        budget = _Budget(self._config.max_batch_tokens, self._config.max_scored_tokens)
-        chunks: list[Chunk] = []
-        out: list[BlockCopy] = []
-        copies: list[BlockCopy] = []
-        back: list[BlockCopy] = []
+        step = _Step(self._config.max_batch_tokens, self._config.max_scored_tokens)
+        overtaken = self._give_way(step.out)
+        later = self._prompts_behind()
         preempted: list[int] = []
         for sequence in list(self._running):
-            if budget.tokens == 0:
+            if step.tokens == 0:
                 break
-            if sequence not in self._running:  # preempted for a more urgent one
+            if sequence in later or sequence not in self._running:  # preempted for another
                 continue
-            stop = sequence.computed + budget.share(sequence, sequence.computed)
-            if stop == sequence.computed:
-                continue
-            if not self._make_room(sequence, stop, preempted, out):
-                continue
-            copies += sequence.table.prepare(sequence.computed, stop)
-            chunks.append(_chunk(sequence, stop))
-            budget.spend(sequence, stop)
+            stop = step.stop(sequence)
+            if stop > sequence.computed and self._make_room(sequence, stop, preempted, step.out):
+                step.add(sequence)
         admitted: list[int] = []
-        while budget.tokens and self._waiting and not preempted:
+        while step.tokens and self._waiting and not preempted:
             sequence = self._waiting[0]
-            if self._places() <= sequence.forks or not self._admit(sequence, budget, back):
+            if sequence.sequence_id in overtaken or self._places() <= sequence.forks:
                 break
-            stop = sequence.computed + budget.share(sequence, sequence.computed)
-            copies += sequence.table.prepare(sequence.computed, stop)
-            chunks.append(_chunk(sequence, stop))
-            budget.spend(sequence, stop)
+            if not self._admit(sequence, step):
+                break
+            step.add(sequence)
             admitted.append(sequence.sequence_id)
-        chunks.sort(key=lambda chunk: chunk.stop - chunk.start > 1)
-        moved = transfers(out, copies, back)
-        return ScheduleDecision(tuple(chunks), moved, tuple(admitted), tuple(preempted))
+        for sequence in later:
+            if step.tokens == 0:
+                break
+            stop = step.stop(sequence)
+            if sequence not in self._running or stop == sequence.computed:
+                continue
+            if step.chunks:  # from whoever has one nothing can be taken any more in this step
+                room = self._free(sequence.table.missing(sequence.computed, stop))
+            else:
+                room = self._make_room(sequence, stop, preempted, step.out)
+            if room:
+                step.add(sequence)
+        step.chunks.sort(key=lambda chunk: chunk.stop - chunk.start > 1)
+        moved = transfers(step.out, step.copies, step.back)
+        gone = tuple(overtaken + preempted)
+        return ScheduleDecision(tuple(step.chunks), moved, tuple(admitted), gone)
 
     def commit(self, decision: ScheduleDecision) -> None:
         """The step is computed: count it, and publish prompts' full blocks to the cache."""
@@ -136,6 +131,7 @@ class Scheduler:
             again = min(chunk.stop, sequence.reached) - chunk.start
             self.recomputed_tokens_total += max(0, again)
             sequence.computed = chunk.stop
+            sequence.held += 1
             sequence.reached = max(sequence.reached, chunk.stop)
             if chunk.stop - chunk.start > 1 or chunk.stop == len(sequence.request.prompt):
                 self._publish(sequence)
@@ -152,7 +148,8 @@ class Scheduler:
                 list(sequence.tokens),
             )
             fork.computed, fork.cached = sequence.computed, sequence.cached
-            fork.reached = sequence.reached
+            fork.reached, fork.held = sequence.reached, sequence.held
+            fork.order = (sequence.priority, *fork.order[1:])
             fork.admissions = 1
             bisect.insort(self._running, fork, key=_urgency)
             forks.append(fork)
@@ -184,23 +181,24 @@ class Scheduler:
         forks = sum(sequence.forks for sequence in self._running)
         return max(0, self._config.max_sequences - len(self._running) - forks)
 
-    def _admit(self, sequence: Sequence, budget: _Budget, back: list[BlockCopy]) -> bool:
+    def _admit(self, sequence: Sequence, step: _Step) -> bool:
         """Start ``sequence`` from what there is of it, if its next chunk fits."""
-        if sequence.scored and not budget.scored:
+        if sequence.scored and not step.scored:
             return False
         beginning = self.preemption.beginning(sequence)
         table, computed = beginning.table, beginning.computed
-        stop = computed + budget.share(sequence, computed)
+        stop = computed + step.share(sequence, computed)
         reserve = self._reserve if self._running else 0
         if not self._free(table.missing(computed, stop) + reserve):
             table.release()
             return False
-        back += self.preemption.resume(sequence, beginning)
+        step.back += self.preemption.resume(sequence, beginning)
         if not sequence.admissions:
             sequence.cached = computed
             self.prefix_query_tokens_total += len(sequence.request.prompt)
             self.prefix_hit_tokens_total += computed
         sequence.admissions += 1
+        sequence.held = 0
         self._waiting.remove(sequence)
         bisect.insort(self._running, sequence, key=_urgency)
         return True
@@ -211,14 +209,75 @@ class Scheduler:
         """Whether ``sequence`` may go on to ``stop``; who is less urgent gives way, or itself."""
         while not self._free(sequence.table.missing(sequence.computed, stop)):
             victim = self._running[-1]
-            self._running.remove(victim)
-            self._publish(victim)
-            out += self.preemption.preempt(victim)
-            bisect.insort(self._waiting, victim, key=_urgency)
+            out += self._preempt(victim)
             preempted.append(victim.sequence_id)
             if victim is sequence:
                 return False
         return True
+
+    def _give_way(self, out: list[BlockCopy]) -> list[int]:
+        """Take places and blocks from what runs for what waits and is more urgent by enough.
+
+        From the least urgent on, for as many as the step's tokens let begin, and from nobody for
+        one that would not begin all the same. Prompts that are scored wait for a place.
+        """
+        overtaken: list[int] = []
+        if not self._waiting or not self._behind(self._waiting[0]):
+            return overtaken
+        later = self._prompts_behind()
+        ahead = sum(each.pending for each in self._running if each not in later)
+        budget = self._config.max_batch_tokens - ahead
+        places = self._places()
+        taken = self._reserve + sum(_growth(each) for each in self._running)
+        for sequence in list(self._waiting):
+            victims = [each for each in self._behind(sequence) if self._may_go(each)]
+            if budget <= 0 or not victims or sequence.scored:
+                break
+            beginning = self.preemption.beginning(sequence)
+            start, left = beginning.computed, len(sequence.tokens) - beginning.computed
+            blocks = beginning.table.missing(start, start + min(left, budget)) + taken
+            while places <= sequence.forks or not self._free(blocks):
+                most = places + sum(1 + victim.forks for victim in victims)
+                held = sum(len(victim.table.block_ids) + _growth(victim) for victim in victims)
+                if most <= sequence.forks or self._pool.free + held < blocks:
+                    break
+                victim = victims.pop(0)
+                places += 1 + victim.forks
+                budget += 0 if victim in later else victim.pending
+                taken -= (grows := _growth(victim))
+                blocks -= grows
+                out += self._preempt(victim)
+                overtaken.append(victim.sequence_id)
+            beginning.table.release()
+            if places <= sequence.forks or not self._free(blocks):
+                break
+            places -= 1 + sequence.forks
+            budget -= min(left, budget)
+            taken = blocks
+        return overtaken
+
+    def _behind(self, sequence: Sequence) -> list[Sequence]:
+        """What runs and is less urgent than ``sequence`` by enough, the least urgent first."""
+        margin = self._config.overtaking
+        behind = (each for each in reversed(self._running) if margin)
+        return [each for each in behind if each.priority - sequence.priority >= margin]
+
+    def _may_go(self, sequence: Sequence) -> bool:
+        return sequence.held >= self._config.quantum_steps < sequence.left
+
+    def _prompts_behind(self) -> list[Sequence]:
+        """Prompts under way that leave a step's tokens to what waits and is more urgent by enough,
+        the most urgent first."""
+        behind = self._behind(self._waiting[0]) if self._waiting else []
+        return [each for each in reversed(behind) if each.pending > 1]
+
+    def _preempt(self, victim: Sequence) -> tuple[BlockCopy, ...]:
+        """It waits again; the copies that keep what it had."""
+        self._running.remove(victim)
+        self._publish(victim)
+        copies = self.preemption.preempt(victim)
+        bisect.insort(self._waiting, victim, key=_urgency)
+        return copies
 
     def _free(self, count: int) -> bool:
         """Whether ``count`` blocks are free, after the cache gave up what it must."""
@@ -236,5 +295,37 @@ def _urgency(sequence: Sequence) -> tuple[int, float, int]:
     return sequence.order
 
 
-def _chunk(sequence: Sequence, stop: int) -> Chunk:
-    return Chunk(sequence.sequence_id, sequence.computed, stop, stop == len(sequence.tokens))
+def _growth(sequence: Sequence) -> int:
+    """Blocks that it takes to compute what is pending."""
+    return sequence.table.missing(sequence.computed, len(sequence.tokens))
+
+
+@dataclass
+class _Step:
+    """A decision on its way. ``tokens`` may still be computed, of which ``scored`` of prompts whose
+    tokens all need logits."""
+
+    tokens: int
+    scored: int
+    chunks: list[Chunk] = field(default_factory=list)
+    out: list[BlockCopy] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
+    back: list[BlockCopy] = field(default_factory=list)
+
+    def share(self, sequence: Sequence, computed: int) -> int:
+        """How many of the tokens after ``computed`` are computed now."""
+        count = min(len(sequence.tokens) - computed, self.tokens)
+        return min(count, self.scored) if sequence.scored else count
+
+    def stop(self, sequence: Sequence) -> int:
+        """Where its next chunk would end; where it is, if there is none."""
+        return sequence.computed + self.share(sequence, sequence.computed)
+
+    def add(self, sequence: Sequence) -> None:
+        """Its next chunk, for which there is room."""
+        start, stop = sequence.computed, self.stop(sequence)
+        self.copies += sequence.table.prepare(start, stop)
+        self.chunks.append(Chunk(sequence.sequence_id, start, stop, stop == len(sequence.tokens)))
+        self.tokens -= stop - start
+        if sequence.scored:
+            self.scored -= stop - start

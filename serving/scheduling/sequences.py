@@ -27,6 +27,7 @@ class Sequence:
     ``scored_tokens``: so many of the first need logits of their own, all of the prompt or none.
     ``scope``: for whom its blocks are good. ``forks``: how many more answers branch off it when its
     prompt is computed. ``cached``: tokens of the prompt that came out of a cache, the first time.
+    ``held``: steps that computed something of it since it was admitted last.
     """
 
     sequence_id: int
@@ -41,8 +42,19 @@ class Sequence:
     cached: int = 0
     scored_tokens: int = 0
     admissions: int = 0
+    held: int = 0
     preempted: Preempted | None = None
     order: tuple[int, float, int] = field(default=(0, 0.0, 0))
+
+    @property
+    def priority(self) -> int:
+        """Lower goes first; it may change while the sequence waits or runs."""
+        return self.order[0]
+
+    @property
+    def left(self) -> int:
+        """How many tokens its answer may still get."""
+        return self.request.sampling.max_tokens - self.generated
 
     @property
     def generated(self) -> int:

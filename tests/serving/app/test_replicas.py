@@ -43,6 +43,7 @@ class Replica:
         self.loaded: list[str] = []
         self.submitted: list[Request] = []
         self.cancelled: list[str] = []
+        self.priorities: dict[str, int] = {}
         self.pause = asyncio.Event()
         self.pause.set()
 
@@ -63,11 +64,14 @@ class Replica:
 
     async def report(self, ticket: Ticket) -> Report:
         await self.pause.wait()
-        facts = EngineFacts("toy", "0", "rule", 300, 64, (0,), False)
+        facts = EngineFacts("toy", "0", "rule", 300, 64, 8, (0,), False)
         return Report(self.name, facts, LOAD, self.adapters)
 
     async def cancel(self, ticket: Ticket, request_ids: list[str]) -> None:
         self.cancelled += request_ids
+
+    async def prioritise(self, ticket: Ticket, priorities: dict[str, int]) -> None:
+        self.priorities.update(priorities)
 
     async def door(self, ticket: Ticket) -> Door:
         return Door(self.name)
@@ -182,6 +186,21 @@ def test_a_replica_that_hangs_keeps_no_other_from_being_heard() -> None:
             backend.check()
             await asyncio.sleep(0.01)
         backend._watching.cancel()
+
+    run(test)
+
+
+def test_a_priority_goes_where_the_request_is_and_with_it_when_it_moves() -> None:
+    async def test() -> None:
+        a, b = Replica("a"), Replica("b")
+        backend = Replicas(Handle(a, b), IngressConfig())
+        deltas = await backend.open(request("r"))
+        await backend.prioritise({"r": 7, "unknown": 3})
+        await until(lambda: a.priorities == {"r": 7})
+        a.steps.put_nowait(RayError("lost"))
+        b.steps.put_nowait((delta("r", 1, Finish.STOP),))
+        assert [each.tokens async for each in deltas] == [(1,)]
+        assert [each.priority for each in b.submitted] == [7] and not b.priorities
 
     run(test)
 

@@ -189,6 +189,50 @@ def test_who_is_more_urgent_goes_first(folder: Path) -> None:
     assert ended.index("3") <= 1 and ended[-1] == "2"  # 0 may have begun before 3 came
 
 
+def test_priorities_may_change_while_requests_wait(folder: Path) -> None:
+    async def use(engine: Engine) -> list[str]:
+        for number in range(3):
+            await engine.submit(Request(f"{number}", PROMPT, greedy(60)))
+        await engine.prioritise({"2": -1, "gone": 5})
+        ended: list[str] = []
+        async for deltas in engine.steps():
+            ended += [delta.request_id for delta in deltas if delta.finish]
+            if len(ended) == 3:
+                return ended
+        raise AssertionError
+
+    ended = with_engine(engine_config(folder, max_sequences=1), use)
+    assert ended.index("2") < ended.index("1")
+
+
+@pytest.mark.parametrize("swap_blocks", [0, 64])
+def test_who_becomes_more_urgent_takes_a_place_and_no_answer_changes(
+    folder: Path, swap_blocks: int
+) -> None:
+    requests = [Request(f"{n}", PROMPT[n:], greedy(60), priority=n) for n in range(3)]
+    expected = served(engine_config(folder), *requests)
+    config = engine_config(folder, max_sequences=1, swap_blocks=swap_blocks)
+    worker = build_worker(config)
+    for request in requests:
+        worker.add(request)
+    answers: Answers = defaultdict(Answer)
+    ended: list[str] = []
+    while worker.busy:
+        for delta in worker.step():
+            answers[delta.request_id, delta.index].add(delta)
+            ended += [delta.request_id] if delta.finish else []
+        if len(answers["0", 0].tokens) == 10:
+            worker.prioritise({"2": -1})
+        if len(answers["2", 0].tokens) == 20:
+            worker.prioritise({"1": -2})
+    load = worker.load()
+    assert ended == ["1", "2", "0"] and load.preemptions_total == 2
+    assert load.swap_ins_total == (2 if swap_blocks else 0)
+    assert load.busy_s_total > 0
+    for key, answer in expected.items():
+        assert answers[key].tokens == answer.tokens
+
+
 @pytest.mark.parametrize(
     ("request_", "error", "param"),
     [

@@ -70,6 +70,66 @@ def test_priority_goes_before_arrival_and_arrival_before_order() -> None:
     assert [_step(scheduler).admitted for _ in range(3)] == [(2,), (1,), (0,)]
 
 
+def test_who_waits_and_is_more_urgent_takes_the_place_of_the_least_urgent() -> None:
+    scheduler = _scheduler(32, max_sequences=2, overtaking=2, quantum_steps=2)
+    scheduler.add(_request("a", 3, 9, priority=4), b"")
+    scheduler.add(_request("b", 3, 9, priority=5), b"")
+    assert _step(scheduler).admitted == (0, 1)
+    scheduler.add(_request("c", 3, 9, priority=4), b"")
+    scheduler.add(_request("d", 3, 9, priority=3), b"")
+    assert _step(scheduler).preempted == ()  # they have just come
+    decision = _step(scheduler)
+    assert decision.preempted == (1,) and decision.admitted == (3,)
+    assert {chunk.sequence_id for chunk in decision.chunks} == {0, 3}
+    for _ in range(3):
+        assert _step(scheduler).preempted == ()  # a is behind by one alone
+    scheduler.prioritise({"b": 1, "x": 0})
+    decision = _step(scheduler)
+    assert decision.preempted == (0,) and decision.admitted == (1,)
+    assert [s.request.request_id for s in scheduler.sequences.values()] == ["a", "b", "c", "d"]
+
+
+def test_nobody_gives_way_where_it_would_not_help() -> None:
+    scheduler = _scheduler(8, max_sequences=4, quantum_steps=1, watermark=0)
+    scheduler.add(_request("a", 16, 9), b"")  # half of the memory
+    scheduler.add(_request("b", 3, 5, priority=2), b"")
+    _step(scheduler)
+    scheduler.add(_request("c", 16, 3, priority=1), b"")
+    while scheduler.sequences:  # what b holds is never enough for c, beside what a grows by
+        assert _step(scheduler).preempted == ()
+
+
+def test_the_memory_of_the_less_urgent_goes_to_the_more_urgent() -> None:
+    scheduler = _scheduler(8, max_sequences=4, quantum_steps=1, watermark=0, max_batch_tokens=64)
+    scheduler.add(_request("a", 12, 9), b"")
+    scheduler.add(_request("b", 12, 9, priority=2), b"")
+    _step(scheduler)
+    scheduler.add(_request("c", 15, 1, priority=1), b"")
+    decision = _step(scheduler)
+    assert decision.preempted == (1,) and decision.admitted == (2,)
+    assert Chunk(2, 0, 15, True) in decision.chunks
+    assert _step(scheduler).preempted == ()
+
+
+def test_a_long_prompt_under_way_leaves_its_tokens_to_who_is_more_urgent() -> None:
+    scheduler = _scheduler(64, max_batch_tokens=8, quantum_steps=0)
+    scheduler.add(_request("a", 100, 2, priority=1), b"")
+    _step(scheduler)
+    scheduler.add(_request("b", 5, 2), b"")
+    assert _step(scheduler).chunks == (Chunk(1, 0, 5, True), Chunk(0, 8, 11, False))
+    assert _step(scheduler).chunks == (Chunk(1, 5, 6, True), Chunk(0, 11, 18, False))
+    scheduler.add(_request("c", 9, 2, priority=1), b"")  # not more urgent
+    assert _step(scheduler).chunks == (Chunk(0, 18, 26, False),)
+
+
+def test_with_overtaking_off_only_memory_preempts() -> None:
+    scheduler = _scheduler(8, max_sequences=1, overtaking=0, quantum_steps=0)
+    scheduler.add(_request("a", 3, 9, priority=5), b"")
+    _step(scheduler)
+    scheduler.add(_request("b", 3, 9), b"")
+    assert _step(scheduler).preempted == ()
+
+
 requests = st.lists(
     st.tuples(
         st.integers(1, 20),  # prompt
@@ -77,19 +137,24 @@ requests = st.lists(
         st.integers(1, 3),  # n
         st.integers(0, 1),  # priority
         st.integers(0, 3),  # steps before the next comes
+        st.integers(0, 3),  # its priority from then on
     ),
     max_size=10,
 )
 
 
 @settings(max_examples=80, deadline=None)
-@given(requests, st.booleans(), st.integers(3, 40), st.integers(3, 6))
+@given(requests, st.booleans(), st.integers(3, 40), st.integers(3, 6), st.integers(0, 2))
 def test_everything_ends_and_nothing_is_lost(
-    asked: list[tuple[int, int, int, int, int]], prefix: bool, budget: int, places: int
+    asked: list[tuple[int, int, int, int, int, int]],
+    prefix: bool,
+    budget: int,
+    places: int,
+    quantum: int,
 ) -> None:
     pool = BlockPool(10, 4)
     cache = RadixPrefix(pool) if prefix else NoPrefix(pool)
-    config = SchedulingConfig(max_batch_tokens=budget, max_sequences=places)
+    config = SchedulingConfig(max_batch_tokens=budget, max_sequences=places, quantum_steps=quantum)
     scheduler = Scheduler(config, pool, cache)
     steps = 0
 
@@ -102,13 +167,15 @@ def test_everything_ends_and_nothing_is_lost(
         for chunk in decision.chunks:
             fresh = chunk.sequence_id in decision.admitted
             assert fresh or chunk.start == before[chunk.sequence_id]
+        assert not set(decision.admitted) & set(decision.preempted)
 
-    for number, (length, answer, n, priority, pause) in enumerate(asked):
+    for number, (length, answer, n, priority, pause, later) in enumerate(asked):
         prompt = tuple(range(length))  # equal beginnings, for the cache
         request = Request(f"{number}", prompt, Sampling(answer), n=n, priority=priority)
         scheduler.add(request, b"")
         for _ in range(pause):
             step()
+        scheduler.prioritise({f"{number}": later})
     while scheduler.sequences:
         step()
         steps += 1

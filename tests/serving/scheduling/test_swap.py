@@ -284,9 +284,17 @@ class Anything(RuleBasedStateMachine):
         budget=st.integers(3, 40),
         places=st.integers(3, 6),
         watermark=st.sampled_from((0.0, 0.2)),
+        quantum=st.integers(0, 2),
     )
     def begin(
-        self, seed: int, prefix: bool, below: int, budget: int, places: int, watermark: float
+        self,
+        seed: int,
+        prefix: bool,
+        below: int,
+        budget: int,
+        places: int,
+        watermark: float,
+        quantum: int,
     ) -> None:
         draw = random.Random(seed)
         choices = Choices(*(draw.random() < 0.7 for _ in range(200)))
@@ -298,6 +306,7 @@ class Anything(RuleBasedStateMachine):
             max_batch_tokens=budget,
             max_sequences=places,
             watermark=watermark,
+            quantum_steps=quantum,
         )
 
     @precondition(lambda self: self.memory is not None)
@@ -320,6 +329,14 @@ class Anything(RuleBasedStateMachine):
         for _ in range(steps):
             self.memory.step()
             self.memory.check()
+
+    @precondition(lambda self: self.memory is not None and self.memory.scheduler.sequences)
+    @rule(which=st.integers(0, 30), priority=st.integers(-1, 3))
+    def prioritise(self, which: int, priority: int) -> None:
+        assert self.memory is not None
+        sequences = list(self.memory.scheduler.sequences.values())
+        request_id = sequences[which % len(sequences)].request.request_id
+        self.memory.scheduler.prioritise({request_id: priority})
 
     @precondition(lambda self: self.memory is not None and self.memory.scheduler.sequences)
     @rule(which=st.integers(0, 30))
