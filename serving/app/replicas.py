@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 Item = Delta | EngineDead
 FORGET_AFTER = 4  # times the silence that makes a replica count as dead
+CATCH_UPS = 4  # of one request, for which an adapter may change as often
 
 
 @dataclass
@@ -149,8 +150,9 @@ class Replicas:
         tokens = len(request.prompt) + request.n * request.sampling.max_tokens
         failure: ServingError | None = None
         lacking = ""
-        caught_up: tuple[str, str] | None = None
-        for _ in range(self._config.tries):
+        left, catch_ups = self._config.tries, CATCH_UPS
+        while left:
+            left -= 1
             ticket = Ticket(replica=lacking, avoid=stream.avoid, full=stream.full, tokens=tokens)
             lacking = stream.asked = ""
             digest = self._adapters.digest(request.adapter)
@@ -187,14 +189,23 @@ class Replicas:
             elif isinstance(failure, Overloaded) and admission.replica not in stream.full:
                 stream.full |= {admission.replica}
             elif isinstance(failure, ModelNotFound) and self._adapters.knows(request.adapter):
-                lacking = admission.replica
-                again = (lacking, digest) == caught_up
-                caught_up = (lacking, digest)
-                if again or not await self._adapters.have(request.adapter, lacking):
-                    stream.avoid |= {lacking}
+                lacks, replica = failure, admission.replica
+                failure = EngineDead(
+                    "no replica has the adapter now",
+                    got=request.adapter,
+                    fix="send the request again",
+                )
+                if catch_ups and await self._adapters.have(request.adapter, replica):
+                    # It has it now, unless a change waited for its turn; that was no try.
+                    lacking = replica
+                    catch_ups -= 1
+                    left += 1
+                elif not self._adapters.knows(request.adapter):  # unloaded meanwhile
+                    raise lacks
+                else:
+                    stream.avoid |= {replica}
                     if not self._loads.keys() - stream.avoid:
                         raise failure
-                    lacking = ""
             else:
                 raise failure
         raise failure or EngineDead("no replica takes requests now")

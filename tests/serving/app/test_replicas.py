@@ -46,6 +46,8 @@ class Replica:
         self.priorities: dict[str, int] = {}
         self.pause = asyncio.Event()
         self.pause.set()
+        self.slow: set[str] = set()  # folders that it has before it says so
+        self.told = asyncio.Event()
 
     async def submit(self, ticket: Ticket, ingress: str, request: Request) -> Admission:
         await self.pause.wait()
@@ -82,6 +84,8 @@ class Replica:
         await self.pause.wait()
         self.adapters[name] = folder
         self.loaded.append(folder)
+        if folder in self.slow:
+            await self.told.wait()
         return AdapterChange(self.name, folder)
 
     async def unload_adapter(self, ticket: Ticket, name: str) -> AdapterChange:
@@ -236,6 +240,32 @@ def test_who_catches_up_does_not_bring_back_what_a_name_meant_before() -> None:
         await asyncio.gather(loading, catching_up)
         assert a.adapters == {"x": "/two"}
         assert a.loaded == ["/one", "/two", "/two"]
+
+    run(test)
+
+
+def test_an_adapter_that_changes_while_a_replica_catches_up_is_found_all_the_same() -> None:
+    async def test() -> None:
+        a = Replica("a")
+        backend = Replicas(Handle(a), IngressConfig(tries=1))
+        await backend.load_adapter("x", "/one")
+        a.adapters.clear()  # as another process in its place
+        a.pause.clear()
+        opening = asyncio.ensure_future(backend.open(request("r", "x")))
+        a.pause.set()
+        await asyncio.sleep(0)
+        a.pause.clear()
+        await asyncio.sleep(0.01)  # it was refused, and the replica is to have /one again
+        a.slow = {"/two"}
+        loading = asyncio.ensure_future(backend.load_adapter("x", "/two"))
+        await asyncio.sleep(0.01)
+        a.pause.set()
+        await until(lambda: a.loaded[-1] == "/two")
+        await asyncio.sleep(0.01)  # refused once more, for what the name does not mean there yet
+        a.told.set()
+        await loading
+        await opening
+        assert a.submitted[0].adapter_digest == "/two"
 
     run(test)
 
