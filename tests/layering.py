@@ -178,7 +178,6 @@ PURE = frozenset(
         "serving.scheduling.costs",
         "serving.scheduling.decisions",
         "serving.scheduling.preemption",
-        "serving.scheduling.applications.traces",
         "serving.scheduling.prewarm.coming",
         "serving.scheduling.prewarm.decide",
         "serving.scheduling.prewarm.keeping",
