@@ -5,25 +5,46 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import openai
 import uvicorn
 from patience import PATIENCE_S
 from rule_engine import toy_tokenizer
 
-from serving.api import ApiConfig, Dispatcher, Keys, Prompts, Serving, Tenants, build_api
+from serving.api import (
+    ApiConfig,
+    Applications,
+    Backend,
+    Dispatcher,
+    Keys,
+    Prompts,
+    Serving,
+    Tenants,
+    build_api,
+)
 from serving.api.tenants import QuotaConfig
 from serving.engine.protocol import Engine
 
 E = TypeVar("E", bound=Engine)
 
 
-class Server(Generic[E]):
-    """On a port of its own; clock and tokenizer are real."""
+class Ordering(Applications, Protocol):
+    async def start(self) -> None: ...
 
-    def __init__(self, engine: E) -> None:
+    async def close(self) -> None: ...
+
+
+class Server(Generic[E]):
+    """On a port of its own; clock and tokenizer are real. ``applications``: what orders requests,
+    where something does."""
+
+    def __init__(
+        self, engine: E, applications: Callable[[Backend], Ordering] | None = None
+    ) -> None:
         self.engine = engine
+        self._make_applications = applications
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -33,6 +54,10 @@ class Server(Generic[E]):
         await self.engine.start()
         dispatcher = Dispatcher(self.engine)
         reading = asyncio.ensure_future(dispatcher.run())
+        applications = None
+        if self._make_applications is not None:
+            applications = self._make_applications(dispatcher)
+            await applications.start()
         tenants = Tenants(Keys(), QuotaConfig(), time.monotonic)
         api = build_api(
             Serving(
@@ -42,6 +67,7 @@ class Server(Generic[E]):
                 ApiConfig(),
                 time.monotonic,
                 lambda: 1_700_000_000.0,
+                applications,
             )
         )
         self._uvicorn = uvicorn.Server(
@@ -54,6 +80,8 @@ class Server(Generic[E]):
         self.url = f"http://127.0.0.1:{port}"
         self._ready.set()
         await serving
+        if applications is not None:
+            await applications.close()
         await self.engine.close()
         await reading
 

@@ -63,7 +63,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "hecate.svg": frozenset(),
     "collectives": frozenset(),
     "serving": frozenset(),
-    "serving.app": frozenset({"serving.api", "hecate.logging"}),
+    "serving.app": frozenset({"serving.applications", "hecate.logging"}),
+    "serving.applications": frozenset({"serving.api"}),
+    "serving.client": frozenset(),
     "serving.bench": frozenset({"serving.api"}),
     "serving.api": frozenset({"serving.engine", "serving.sandbox", "hecate.config"}),
     "serving.sandbox": frozenset({"serving.errors", "hecate.config"}),
@@ -129,6 +131,8 @@ PURE = frozenset(
         "serving.api.answers",
         "serving.api.rendering",
         "serving.api.tools",
+        "serving.applications.release",
+        "serving.applications.view",
         "serving.bench.timings",
         "serving.app.autoscaling",
         "serving.app.figures",
@@ -244,11 +248,20 @@ OPTIONAL: dict[str, frozenset[str]] = {
             "hecate/bench/soak/run.py",
         }
     ),
-    "fastapi": frozenset({"serving/api/routes.py", "serving/api/connection.py"}),
+    "fastapi": frozenset(
+        {"serving/api/applications.py", "serving/api/routes.py", "serving/api/connection.py"}
+    ),
     "starlette": frozenset(
         {"serving/api/routes.py", "serving/api/connection.py", "serving/api/guard.py"}
     ),
     "prometheus_client": frozenset({"serving/api/metrics.py"}),
+    "openai": frozenset(
+        {
+            "serving/client/application.py",
+            "serving/client/instance.py",
+            "serving/client/reports.py",
+        }
+    ),
     "llguidance": frozenset({"serving/engine/grammar.py"}),
     "uvicorn": frozenset({"serving/app/listener.py"}),
 }

@@ -6,6 +6,7 @@
 | prompts.py | executes | text, messages, tools -> tokens; a token -> its text |
 | requests.py | decides | a body -> what an engine is asked |
 | backend.py | - | what the routes need of whatever answers |
+| applications.py | executes | tags; what applications tell -> whoever orders them |
 | dispatch.py | executes | one engine's steps -> a stream for each request |
 | tools.py | decides | text -> text and tool calls |
 | answers.py | decides | deltas -> pieces of choices; pieces -> whole choices |
@@ -20,7 +21,8 @@
 | routes.py | executes | the app |
 """
 
-from serving.api.backend import Backend
+from serving.api.applications import Applications
+from serving.api.backend import Answerer, Backend
 from serving.api.config import ApiConfig
 from serving.api.dispatch import Dispatcher
 from serving.api.prompts import Prompts
@@ -28,7 +30,9 @@ from serving.api.routes import Serving, build_api
 from serving.api.tenants import Keys, Tenants, read_keys
 
 __all__ = [
+    "Answerer",
     "ApiConfig",
+    "Applications",
     "Backend",
     "Dispatcher",
     "Keys",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -15,14 +15,17 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 Loads = Callable[[], Sequence[tuple[str, EngineLoad]]]
+Figures = Callable[[], Mapping[str, float]]
 
 
 class Metrics:
-    """Of one ingress; ``loads`` are asked for when somebody reads."""
+    """Of one ingress; ``loads``, and ``figures`` of applications, are asked for when somebody
+    reads."""
 
-    def __init__(self, loads: Loads) -> None:
+    def __init__(self, loads: Loads, figures: Figures) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_EngineLoads(loads))
+        self.registry.register(_Applications(figures))
         self.requests = Counter(
             "hecate_http_requests",
             "HTTP requests by route and status",
@@ -73,3 +76,17 @@ class _EngineLoads(Collector):
                     gauge.add_metric([replica], getattr(load, each.name))
                 family = gauge
             yield family
+
+
+class _Applications(Collector):
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value in self._figures().items():
+            text = f"applications: {name.removesuffix('_total').replace('_', ' ')}"
+            full = f"hecate_applications_{name}"
+            if name.endswith("_total"):
+                yield CounterMetricFamily(full, text, value=value)
+            else:
+                yield GaugeMetricFamily(full, text, value=value)

@@ -7,7 +7,7 @@ import base64
 import logging
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from serving.api.answering import Answering
-from serving.api.backend import Backend
+from serving.api.applications import ApplicationRoutes, Applications, fields_of
+from serving.api.backend import Answerer, Backend
 from serving.api.config import ApiConfig
 from serving.api.connection import EventStream, unless_gone
 from serving.api.guard import Guard
@@ -41,11 +42,13 @@ from serving.api.schemas import (
     CompletionBody,
     EmbeddingBody,
     LoadAdapterBody,
+    SampledBody,
     UnloadAdapterBody,
 )
 from serving.api.tenants import Clock, Tenants
 from serving.errors import InvalidRequest, RequestError, ServingError
 from serving.request import Request
+from serving.scheduling.applications.tags import Reader
 
 T = TypeVar("T")
 
@@ -57,7 +60,8 @@ LONG_TEXT = 20_000  # characters that take the tokenizer longer than a step may 
 
 @dataclass(frozen=True)
 class Serving:
-    """What the routes work with. ``clock``: monotonic seconds; ``now``: seconds since 1970."""
+    """What the routes work with. ``clock``: monotonic seconds; ``now``: seconds since 1970.
+    ``applications``: who orders requests, if anybody does."""
 
     backend: Backend
     prompts: Prompts
@@ -65,6 +69,7 @@ class Serving:
     config: ApiConfig
     clock: Clock
     now: Clock
+    applications: Applications | None = None
 
 
 def build_api(serving: Serving) -> FastAPI:
@@ -83,6 +88,9 @@ def build_api(serving: Serving) -> FastAPI:
         ("POST", "/v1/completions", routes.completions),
         ("POST", "/v1/chat/completions", routes.chat),
         ("POST", "/v1/embeddings", routes.embeddings),
+        ("GET", "/v1/applications", routes.applications.all),
+        ("POST", "/v1/applications/units", routes.applications.unit),
+        ("POST", "/v1/applications/end", routes.applications.end),
         ("POST", "/v1/load_lora_adapter", routes.load_adapter),
         ("POST", "/v1/unload_lora_adapter", routes.unload_adapter),
     ]
@@ -115,10 +123,16 @@ class _Routes:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._backend = serving.backend
-        self.metrics = Metrics(serving.backend.loads)
+        self.applications = ApplicationRoutes(serving.applications)
+        self._tags = Reader(LOG.warning)
+        self.metrics = Metrics(serving.backend.loads, self._figures)
 
     async def page(self) -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    def _figures(self) -> Mapping[str, float]:
+        found = self._serving.applications
+        return {"malformed_tags_total": self._tags.malformed, **(found.figures() if found else {})}
 
     async def health(self) -> JSONResponse:
         self._backend.check()
@@ -176,7 +190,9 @@ class _Routes:
             texts = map(self._serving.prompts.text, body.prompts)
             echoed = [Echo(text, each.prompt) for text, each in zip(texts, requests, strict=True)]
         rendering = CompletionRendering(head, echoed, body.n, alone=body.max_tokens == 0)
-        answering = self._answering(requests, rendering, with_tools=False, keep=body.n)
+        answering = self._answering(
+            requests, rendering, self._answerer(body, http), with_tools=False, keep=body.n
+        )
         return await self._respond(answering, bool(body.stream), body.include_usage, http)
 
     async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
@@ -189,7 +205,9 @@ class _Routes:
         self._log(caller, body)
         with_tools = bool(body.tools) and body.tool_choice != "none"
         rendering = ChatRendering(head)
-        answering = self._answering([request], rendering, with_tools=with_tools, keep=body.n)
+        answering = self._answering(
+            [request], rendering, self._answerer(body, http), with_tools=with_tools, keep=body.n
+        )
         return await self._respond(answering, bool(body.stream), body.include_usage, http)
 
     async def embeddings(self, body: EmbeddingBody, http: HttpRequest) -> JSONResponse:
@@ -227,8 +245,20 @@ class _Routes:
             return Response(status_code=CLIENT_GONE)
         return JSONResponse(answer)
 
+    def _answerer(self, body: SampledBody, http: HttpRequest) -> Answerer:
+        """Who answers it in its turn."""
+        tags = self._tags.read(fields_of(http.headers, body.application))
+        applications = self._serving.applications
+        return self._backend if applications is None else applications.tagged(tags)
+
     def _answering(
-        self, requests: list[Request], rendering: Rendering, *, with_tools: bool, keep: int
+        self,
+        requests: list[Request],
+        rendering: Rendering,
+        answerer: Answerer,
+        *,
+        with_tools: bool,
+        keep: int,
     ) -> Answering:
         serving = self._serving
         return Answering(
@@ -236,7 +266,7 @@ class _Routes:
             rendering,
             with_tools=with_tools,
             keep=keep,
-            backend=self._backend,
+            backend=answerer,
             tenants=serving.tenants,
             metrics=self.metrics,
             clock=serving.clock,

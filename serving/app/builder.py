@@ -32,6 +32,7 @@ def build_app(config: AppConfig, make_engine: Callable[[], Engine], folder: Path
         os.environ.get(config.api.keys_variable, ""),
         config.api.quota,
     )
+    config.applications.chosen(config.ingress.replicas)
     replicas = config.replicas
     engines = serve.deployment(EngineReplica).options(
         name="engine",

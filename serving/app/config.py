@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hecate.config import Config
 from serving.api import ApiConfig
+from serving.applications import ApplicationsConfig
 from serving.engine.config import EngineConfig
 
 
@@ -89,6 +90,7 @@ class AppConfig(Config):
     http: HttpConfig = HttpConfig()
     ingress: IngressConfig = IngressConfig()
     replicas: ReplicasConfig = ReplicasConfig()
+    applications: ApplicationsConfig = ApplicationsConfig()
     wandb: WandbConfig = WandbConfig()
 
     @property

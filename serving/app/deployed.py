@@ -23,6 +23,7 @@ from serving.app.config import (
     ServingConfig,
     WandbConfig,
 )
+from serving.applications import ApplicationsConfig
 from serving.engine.build import build_engine
 from serving.engine.config import EngineConfig
 
@@ -35,6 +36,7 @@ class DeployedConfig(Config):
     api: ApiConfig = ApiConfig()
     ingress: IngressConfig = IngressConfig()
     replicas: ReplicasConfig = ReplicasConfig()
+    applications: ApplicationsConfig = ApplicationsConfig()
     wandb: WandbConfig = WandbConfig()
 
 
@@ -53,6 +55,7 @@ def app(args: Mapping[str, Any]) -> Any:
         api=given.api,
         ingress=given.ingress,
         replicas=given.replicas,
+        applications=given.applications,
         wandb=given.wandb,
     )
     return build_app(config, partial(build_engine, engine), folder)

@@ -12,6 +12,7 @@ from serving.app.config import AppConfig
 from serving.app.listener import Listener
 from serving.app.logs import log_to_serve
 from serving.app.replicas import Replicas
+from serving.applications import OrderedApplications
 
 
 class Ingress:
@@ -26,6 +27,13 @@ class Ingress:
         self._prompts = Prompts.of_folder(Path(folder))
         self._backend = Replicas(engines, config.ingress)
         await self._backend.start()
+        self._applications: OrderedApplications | None = None
+        policy = config.applications.chosen(config.ingress.replicas)
+        if policy != "none":
+            self._applications = OrderedApplications(
+                self._backend, policy, config.applications, time.monotonic
+            )
+            await self._applications.start()
 
     def api(self) -> Any:
         """The app, over all replicas."""
@@ -37,6 +45,7 @@ class Ingress:
                 config=self._config.api,
                 clock=time.monotonic,
                 now=time.time,
+                applications=self._applications,
             )
         )
 

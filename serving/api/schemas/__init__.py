@@ -7,10 +7,12 @@
 | completions.py | decides | `/v1/completions` |
 | chat.py | decides | `/v1/chat/completions` |
 | embeddings.py | decides | `/v1/embeddings` |
+| applications.py | decides | `/v1/applications/units` and `/v1/applications/end` |
 | adapters.py | decides | `/v1/load_lora_adapter` and its opposite, in vLLM's names |
 """
 
 from serving.api.schemas.adapters import LoadAdapterBody, UnloadAdapterBody
+from serving.api.schemas.applications import InstanceBody, UnitBody
 from serving.api.schemas.chat import ChatBody, Message, NamedTool, Tool
 from serving.api.schemas.completions import CompletionBody
 from serving.api.schemas.embeddings import EmbeddingBody
@@ -20,10 +22,12 @@ __all__ = [
     "ChatBody",
     "CompletionBody",
     "EmbeddingBody",
+    "InstanceBody",
     "LoadAdapterBody",
     "Message",
     "NamedTool",
     "SampledBody",
     "Tool",
+    "UnitBody",
     "UnloadAdapterBody",
 ]

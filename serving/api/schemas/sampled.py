@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,7 +28,8 @@ class StreamOptions(BaseModel):
 class SampledBody(Body):
     """OpenAI's parameters, and beside them those of vLLM that have none of OpenAI's.
 
-    ``top_k`` 0 or -1 cuts nothing off. ``priority``: lower goes first.
+    ``top_k`` 0 or -1 cuts nothing off. ``priority``: lower goes first. ``application``: tags, which
+    are never a reason to refuse a request.
     """
 
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
@@ -48,6 +49,7 @@ class SampledBody(Body):
     min_tokens: int = Field(default=0, ge=0, le=2**31)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    application: Any = None
     priority: int = Field(default=0, ge=-(2**31), le=2**31)
 
     @property

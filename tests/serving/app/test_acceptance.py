@@ -5,6 +5,7 @@ One server for all of it, as a user runs it: to start one takes many seconds of 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -25,6 +26,9 @@ from peft_adapters import EXPERTS, merged, save_adapter
 from rule_engine import TEMPLATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wandb_files import history
+
+from hecate.cli.app import main
+from serving.client import Application, Instance
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -81,6 +85,7 @@ def url(trained: Path) -> Iterator[str]:
         engine__memory__kv_gib=0.01,
         engine__threads=1,
         engine__lora__slots=2,
+        engine__scheduling__max_sequences=2,
         wandb__mode="offline",
         wandb__every_s=0.5,
     )
@@ -186,3 +191,54 @@ def test_whatever_is_asked_is_answered(
         assert adapted.choices[0].text != at_once.choices[0].text
     vector = client.embeddings.create(model="base", input=PROMPT).data[0].embedding
     assert sum(value * value for value in vector) == pytest.approx(1, abs=1e-4)
+
+
+async def crowd_and_singles(url: str) -> list[str]:
+    """Who was answered in which order: five instances of few tokens, that come while one of many
+    requests has both places of the engine."""
+    ended: list[str] = []
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=PATIENCE_S) as own:
+        crowd, single = Application(own, "crowd"), Application(own, "single")
+
+        @single.tool(kind="search")
+        async def look() -> int:
+            await asyncio.sleep(0.01)
+            return len(ended)
+
+        async def ask(run: Instance[openai.AsyncOpenAI], max_tokens: int) -> None:
+            asked = {"prompt": PROMPT, "max_tokens": max_tokens, "extra_body": {"ignore_eos": True}}
+            await run.completions.create(model="base", unit="answer", **asked)
+            ended.append(run.name)
+
+        async with crowd.instance("crowd") as many:
+            asking = [asyncio.ensure_future(ask(many, 45)) for _ in range(80)]
+            while len(ended) < 6:
+                await asyncio.sleep(0.01)
+            for number in range(5):
+                async with single.instance(f"single {number}", deadline_s=60) as one:
+                    await ask(one, 3)
+                    assert await look() >= 6
+            await asyncio.gather(*asking)
+    return ended
+
+
+def test_applications_take_turns_and_the_engine_keeps_to_them(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = asyncio.run(crowd_and_singles(url))
+    assert len(ended) == 85
+    assert ended.index("single 4") < 70, "who comes with little does not wait for the crowd"
+    metrics = httpx.get(f"{url}/metrics").text.splitlines()
+    (preempted,) = (line for line in metrics if line.startswith("hecate_engine_preemptions_total{"))
+    assert float(preempted.split()[1]) >= 1
+    told = httpx.get(f"{url}/v1/applications").json()
+    classes = {each["class"]: each for each in told["classes"]}
+    assert classes["crowd"]["units"][0]["calls"]["most"] == 80
+    assert classes["single"]["instances"] == 5
+    assert {unit["unit"]: unit["kind"] for unit in classes["single"]["units"]} == {
+        "answer": "llm",
+        "look": "search",
+    }
+    assert classes["crowd"]["device_s"]["mean"] > classes["single"]["device_s"]["mean"] > 0
+    assert main(["apps", url]) == 0
+    assert "single: 5 instances" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from ray import serve  # noqa: E402
 from hecate.ray_start import start_ray  # noqa: E402
 from serving.app import AppConfig, build_app  # noqa: E402
 from serving.app.config import HttpConfig, IngressConfig, ReplicasConfig  # noqa: E402
+from serving.applications import ApplicationsConfig  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -61,6 +62,7 @@ def run(folder: Path, *, step_s: float) -> None:
         http=HttpConfig(through="proxy"),
         replicas=ReplicasConfig(min=2, max=2, num_cpus=0.5, health_period_s=1, drain_s=30),
         ingress=IngressConfig(watch_s=0.2, silence_s=5),
+        applications=ApplicationsConfig(policy="none"),  # what is too much, engines refuse
     )
     engine = partial(RuleEngine, step_s=step_s, max_tokens=4096, most=MOST)
     serve.run(build_app(config, engine, folder))
