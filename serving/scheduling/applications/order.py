@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from serving.scheduling.applications.counters import Counters
 from serving.scheduling.applications.live import Ask, Live
@@ -13,8 +13,7 @@ from serving.scheduling.applications.policies.protocol import Policy
 LEAST_S = 1e-3
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A request's place in the order, the smallest first. ``ahead``: whether its tenant had more
     than its part; ``rank``: of the policy, aged; ``number``: in order of arrival."""
 
