@@ -57,6 +57,7 @@ RAY = (
     "test_ray_start.py",
     "serving/app/test_app.py",
     "serving/app/test_live.py",
+    "serving/app/test_placed.py",
     "serving/app/test_deployed.py",
     "serving/app/test_acceptance.py",
 )

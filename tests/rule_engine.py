@@ -22,7 +22,7 @@ from serving.api.prompts import Prompts
 from serving.engine.config import EngineConfig
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.errors import ContextTooLong, EngineDead, Overloaded
-from serving.lora.facts import AdapterFacts
+from serving.lora.facts import AdapterFacts, Residency
 from serving.lora.registry import Registry
 from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
 
@@ -82,6 +82,7 @@ def rule_engine(config: EngineConfig, **settings: Any) -> RuleEngine:
 class RuleEngine:
     """``step_s`` between steps; ``most`` requests at once, more are refused; ``facts`` of a toy.
 
+    The adapter of every request that came is resident.
     A prompt with ``CRASH`` in it kills the engine in its next step, as a bug of one would; to one
     with ``HOLD`` in it the answer begins ``hold_steps`` later.
     """
@@ -106,6 +107,7 @@ class RuleEngine:
         self._dead: EngineDead | None = None
         self._names = Registry()
         self._names.assign(AdapterFacts("twin", "1" * 64, "", 8, 0))
+        self._resident: dict[str, None] = {}
         self.cancelled: list[str] = []
         self.seen: list[Request] = []
         self.priorities: dict[str, int] = {}
@@ -134,7 +136,8 @@ class RuleEngine:
         if len(request.prompt) + request.sampling.max_tokens > self._facts.max_tokens:
             raise ContextTooLong("too long")
         if request.adapter:
-            self._names.find(request.adapter, request.adapter_digest)
+            facts = self._names.find(request.adapter, request.adapter_digest)
+            self._resident[facts.digest] = None
         if len(self._running) >= self._most:
             raise Overloaded("too much is waiting", retry_after_s=1.2)
         script = self._script(request)
@@ -174,6 +177,9 @@ class RuleEngine:
 
     def adapters(self) -> Sequence[AdapterFacts]:
         return self._names.all()
+
+    def residency(self) -> Residency:
+        return Residency(tuple(self._resident))
 
     def load(self) -> EngineLoad:
         flight = sum(len(r.prompt) + r.sampling.max_tokens for r, _ in self._running.values())

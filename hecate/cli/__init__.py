@@ -9,6 +9,7 @@
 | generate.py | a run or a Hugging Face folder, a prompt -> text |
 | serve.py | a configuration, a run or a Hugging Face folder -> an API and a page |
 | apps.py | a server -> what it knows of applications |
+| profile.py | what `hecate serve` gets -> how long its steps take here |
 | plan.py | a run's router loads -> what each policy would have made of them |
 | report.py | a run -> one HTML file |
 | memory.py | CONFIG, a number of ranks -> what the fullest would take |

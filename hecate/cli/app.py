@@ -29,6 +29,7 @@ COMMANDS = {
     "generate": "Continue a prompt with a run or a Hugging Face folder.",
     "serve": "Serve a model behind an OpenAI-compatible API, on Ray Serve.",
     "apps": "Show what a server knows of applications, and who is under way.",
+    "profile": "Measure how long steps with adapters take, to place requests by.",
     "plan": "Replay a run's router loads through any policy and draw what each does.",
     "report": "Draw a run as one HTML file: curves, loads, time, events, settings.",
     "memory": "Estimate what a rank of any number of ranks would take, without training.",

@@ -4,6 +4,7 @@
 |---|---|---|
 | config.py | - | what the app is told beside its engine |
 | messages.py | - | what ingress and replicas tell each other |
+| backlog.py | decides | requests, deltas -> what a replica has to do yet |
 | placement.py | decides | reports, what was sent -> the order in which replicas are tried |
 | router.py | executes | `placement` as Ray Serve's request router |
 | autoscaling.py | decides | what waits, tokens in flight -> how many replicas |

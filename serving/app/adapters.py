@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from serving.app.calls import CALL_LATE
-from serving.app.messages import AdapterChange, Report, Ticket
+from serving.app.messages import AdapterChange, AdapterId, Report, Ticket
 from serving.errors import EngineDead, InvalidAdapter, ModelNotFound
 
 LOG = logging.getLogger("serving.app")
@@ -36,8 +36,8 @@ class ReplicasAdapters:
         self._most_s = most_s
         self._clock = clock
         self._gone = gone
-        self._loaded: dict[str, tuple[str, str]] = {}  # folder and digest by name
-        self._digests: dict[str, str] = {}  # as a replica last reported them
+        self._loaded: dict[str, tuple[str, AdapterId]] = {}  # folder and content by name
+        self._reported: dict[str, AdapterId] = {}  # by a replica, the last that did
         self._holders: dict[str, set[str]] = {}  # replicas that may have what was loaded here
         self._leaving: dict[str, set[str]] = {}  # those that could not be told of an unload yet
         # Else who catches up while another content is loaded would bring back the one before.
@@ -45,7 +45,7 @@ class ReplicasAdapters:
         self._changed_s = clock()
 
     def names(self) -> Sequence[str]:
-        return sorted({**self._digests, **self._loaded})
+        return sorted({**self._reported, **self._loaded})
 
     def knows(self, name: str) -> bool:
         """Whether it was loaded here, so that every replica is to have it."""
@@ -53,7 +53,11 @@ class ReplicasAdapters:
 
     def digest(self, name: str) -> str:
         """What ``name`` has to mean on every replica; "" for whatever it means there."""
-        return self._loaded.get(name, ("", ""))[1]
+        return self._loaded[name][1].digest if name in self._loaded else ""
+
+    def find(self, name: str) -> AdapterId | None:
+        """What ``name`` means, as far as that is known here; None for the base model too."""
+        return self._loaded[name][1] if name in self._loaded else self._reported.get(name)
 
     def left(self, name: str) -> bool:
         """Whether it was unloaded here, and some replica may answer for it all the same."""
@@ -68,7 +72,7 @@ class ReplicasAdapters:
             if first.refusal is not None:
                 raise first.refusal.error()
             self._leaving.pop(name, None)
-            self._loaded[name] = (folder, first.digest)
+            self._loaded[name] = (folder, first.adapter)
             self._holders.setdefault(name, set()).add(first.replica)
             others = [replica for replica in self._replicas() if replica != first.replica]
             await asyncio.gather(*(self._have(name, replica) for replica in others))
@@ -84,7 +88,7 @@ class ReplicasAdapters:
         replicas = set(self._replicas())
         self._leaving[name] = replicas | self._holders.pop(name, set())
         done = await asyncio.gather(*(self._drop(name, replica) for replica in replicas))
-        self._digests.pop(name, None)
+        self._reported.pop(name, None)
         self._changed_s = self._clock()
         if not known and not any(done):
             raise ModelNotFound(
@@ -101,7 +105,7 @@ class ReplicasAdapters:
     async def _have(self, name: str, replica: str) -> bool:
         if name not in self._loaded:  # unloaded before its turn came
             return False
-        folder, digest = self._loaded[name]
+        folder, adapter = self._loaded[name]
         self._holders.setdefault(name, set()).add(replica)
         change = await self._call("load_adapter", Ticket(replica=replica), name, folder)
         if name not in self._loaded:  # unloaded meanwhile
@@ -112,11 +116,11 @@ class ReplicasAdapters:
             why = change.refusal.what if change and change.refusal else "it does not answer"
             LOG.warning("replica %s did not take adapter %s: %s", replica, name, why)
             return False
-        if change.digest != digest:
+        if change.adapter != adapter:
             error = InvalidAdapter(
                 f"the files of adapter {name} are not what was loaded",
-                got=f"digest {change.digest[:12]} on replica {replica}",
-                expected=digest[:12],
+                got=f"digest {change.adapter.digest[:12]} on replica {replica}",
+                expected=adapter.digest[:12],
                 fix="load it again",
             )
             LOG.warning("%s", error)
@@ -128,14 +132,14 @@ class ReplicasAdapters:
         """Catch up with what a replica reports that it has; ``asked_s``: when it was asked."""
         if asked_s < self._changed_s:  # it may not know of the last change
             return
-        self._digests = dict(report.adapters)
+        self._reported = dict(report.adapters)
         for name, replicas in list(self._leaving.items()):
             if report.replica in replicas:
                 await self._drop(name, report.replica)
             elif name in report.adapters:  # it was loaded since, by way of the watched folder
                 self._leaving.pop(name, None)
-        for name, (_, digest) in list(self._loaded.items()):
-            if name in self._loaded and report.adapters.get(name) != digest:
+        for name, (_, adapter) in list(self._loaded.items()):
+            if name in self._loaded and report.adapters.get(name) != adapter:
                 await self.have(name, report.replica)
 
     def _loading(self, name: str) -> asyncio.Lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from serving.app.config import AppConfig, ReplicasConfig, ServingConfig
 from serving.app.ingress import ListeningIngress, ProxiedIngress
 from serving.app.recorder import RecorderReplica
 from serving.app.replica import EngineReplica
-from serving.app.router import TokensInFlightRouter
+from serving.app.router import PlacementRouter
 from serving.engine.protocol import Engine
+from serving.lora.profile import read_profile
 
 # Serve never queues: what is too much, the engine refuses, since it alone knows.
 UNBOUNDED = 1_000_000
 STATS_S = 0.5
+STALE_S = 10 * STATS_S
 
 
 def build_app(config: AppConfig, make_engine: Callable[[], Engine], folder: Path) -> Any:
@@ -43,7 +46,8 @@ def build_app(config: AppConfig, make_engine: Callable[[], Engine], folder: Path
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=replicas.health_period_s,
         request_router_config=RequestRouterConfig(
-            request_router_class=TokensInFlightRouter,
+            request_router_class=PlacementRouter,
+            request_router_kwargs=_routing(replicas),
             request_routing_stats_period_s=STATS_S,
         ),
     )
@@ -67,6 +71,19 @@ def build_app(config: AppConfig, make_engine: Callable[[], Engine], folder: Path
     # They tell twice for each row, so that every row has news.
     bound = engines.bind(make_engine, recorder, config.wandb.every_s / 2)
     return ingress.bind(bound, config, keys, str(folder))
+
+
+def _routing(replicas: ReplicasConfig) -> dict[str, Any]:
+    """What ``PlacementRouter`` is told."""
+    steps = {}
+    if replicas.step_model:
+        steps = asdict(read_profile(Path(replicas.step_model).expanduser()).steps)
+    return {
+        "policy": replicas.policy,
+        "steps": steps,
+        "slo_s": replicas.token_slo_s,
+        "stale_s": STALE_S,
+    }
 
 
 def _autoscaling(replicas: ReplicasConfig) -> AutoscalingConfig:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hecate.config import Config
 from serving.api import ApiConfig
@@ -47,6 +47,12 @@ class ReplicasConfig(Config):
 
     ``drain_s``: how long a replica that is to go may take for what it is answering.
     ``num_cpus`` and ``num_gpus``: of each, as Ray counts them.
+
+    ``placement``: where a request with an adapter goes. ``least_tokens``: as those without one, to
+    the replica with the least tokens in flight; ``rank_aware``: where it makes the time a token
+    least longer, by the ``step_model`` that ``hecate profile`` wrote, rather than where a decode
+    step would take more than ``token_slo_s``; ``adapter_home``: where its adapter is; the others
+    are there to be compared with. ``auto``: ``rank_aware`` where there is a ``step_model``.
     """
 
     min: int = Field(default=1, ge=1)
@@ -59,6 +65,32 @@ class ReplicasConfig(Config):
     num_gpus: float = Field(default=0.0, ge=0)
     health_period_s: float = Field(default=5.0, gt=0)
     drain_s: float = Field(default=600.0, gt=0)
+    placement: Literal[
+        "auto",
+        "least_tokens",
+        "rank_aware",
+        "random",
+        "first_fit",
+        "least_loaded",
+        "adapter_home",
+    ] = "auto"
+    step_model: str = ""
+    token_slo_s: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _steps_are_known(self) -> Self:
+        if self.placement == "rank_aware" and not self.step_model:
+            raise ValueError("placement rank_aware needs step_model, which hecate profile writes")
+        if self.placement not in ("auto", "rank_aware") and self.step_model:
+            raise ValueError(f"step_model has no effect with placement {self.placement}")
+        return self
+
+    @property
+    def policy(self) -> str:
+        """``placement``, decided."""
+        if self.placement != "auto":
+            return self.placement
+        return "rank_aware" if self.step_model else "least_tokens"
 
 
 class RayConfig(Config):

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from serving.app.backlog import Backlog
 from serving.app.messages import (
     Admission,
     Admitted,
@@ -19,6 +20,7 @@ from serving.app.messages import (
     Refusal,
     Step,
     Submission,
+    Ticket,
 )
 from serving.app.recorder import Telling
 from serving.app.wire import Wire, WireLost
@@ -29,6 +31,7 @@ from serving.request import Delta, Request
 LOG = logging.getLogger("serving.app")
 
 DRAIN_LOOK_S = 0.05
+NO_TICKET = Ticket()
 IDLE_S = 0.5  # a stream without requests ends, so that a replica that is to go can
 
 
@@ -63,6 +66,7 @@ class Desk:
         self._owners: dict[str, str] = {}
         self._wires: dict[str, Wire] = {}  # by ingress, of those that have one
         self._drains = False
+        self.backlog = Backlog()
         self.dead: Refusal | None = None
 
     async def run(self) -> None:
@@ -78,10 +82,11 @@ class Desk:
             LOG.exception("the engine of replica %s failed", self._name)
             self._die(EngineDead("the engine failed", got=f"{type(error).__name__}: {error}"))
 
-    async def submit(self, ingress: str, request: Request) -> Admission:
+    async def submit(self, ingress: str, request: Request, ticket: Ticket = NO_TICKET) -> Admission:
         if self._drains:
             gone = EngineDead("a replica goes away", fix="send the request again")
             return Admission(self._name, Refusal.of(gone))
+        self.backlog.add(request, ticket)
         outbox = self._outboxes.setdefault(ingress, _Outbox())
         outbox.left[request.request_id] = request.n
         self._owners[request.request_id] = ingress
@@ -173,7 +178,7 @@ class Desk:
 
     async def _admit(self, wire: Wire, ingress: str, asked: Submission) -> None:
         try:
-            admission = await self.submit(ingress, asked.request)
+            admission = await self.submit(ingress, asked.request, asked.ticket)
         except Exception as error:  # a bug of an engine: its client must not hang
             LOG.exception("%s could not be admitted", asked.request.request_id)
             failed = EngineDead("the engine failed", got=f"{type(error).__name__}: {error}")
@@ -201,6 +206,7 @@ class Desk:
         outbox = self._outboxes[ingress]
         outbox.deltas.append(delta)
         outbox.news.set()
+        self.backlog.take(delta)
         if self._telling is not None:
             self._telling.take(delta)
         if delta.finish is not None:
@@ -209,6 +215,7 @@ class Desk:
                 self._forget(delta.request_id)
 
     def _forget(self, request_id: str) -> None:
+        self.backlog.drop(request_id)
         if self._telling is not None:
             self._telling.end(request_id)
         ingress = self._owners.pop(request_id, None)

@@ -28,6 +28,7 @@ from serving.request import Request
 
 LOG = logging.getLogger("serving.app")
 AGAIN_S = 30.0  # after which one that could not be connected to is tried once more
+NO_TICKET = Ticket()
 
 Hear = Callable[[str, Step], None]
 Lost = Callable[[str, OSError], None]
@@ -43,7 +44,7 @@ class Link:
         self._admitting: dict[int, asyncio.Future[Admission]] = {}
         self.lives = True
 
-    async def submit(self, request: Request) -> Admission:
+    async def submit(self, request: Request, ticket: Ticket = NO_TICKET) -> Admission:
         """Raises ``OSError`` where the replica was lost before it answered."""
         if not self.lives:
             raise WireLost(f"replica {self._replica} is gone")
@@ -51,7 +52,7 @@ class Link:
         admitting: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._admitting[number] = admitting
         try:
-            self._wire.send(Submission(number, request))
+            self._wire.send(Submission(number, request, ticket))
             await self._wire.drain()
             return await admitting
         finally:

@@ -16,6 +16,7 @@ from serving.errors import (
     RequestError,
     ServingError,
 )
+from serving.lora.placement import Wanted
 from serving.request import Delta, Request
 
 REFUSALS: dict[str, type[ServingError]] = {
@@ -26,6 +27,8 @@ REFUSALS: dict[str, type[ServingError]] = {
     )
 }
 
+DIGEST_CHARACTERS = 16
+
 
 @dataclass(frozen=True)
 class Ticket:
@@ -35,7 +38,8 @@ class Ticket:
     ``avoid``: those that failed this request.
     ``full``: those that had no place for it, and come last. ``tokens``: what it may come to
     compute. ``probe``: it asks how replicas are, one after the other. ``picks``: it asks where the
-    request is to go, which then goes there past the router.
+    request is to go, which then goes there past the router. ``wanted``: what placement goes by.
+    ``sender`` and ``number``: by which replicas say what they have seen; each sender counts up.
     """
 
     replica: str = ""
@@ -44,6 +48,35 @@ class Ticket:
     tokens: int = 0
     probe: bool = False
     picks: bool = False
+    wanted: Wanted = Wanted()
+    sender: str = ""
+    number: int = 0
+
+
+def in_brief(digest: str) -> str:
+    """As standings and tickets name an adapter: Ray hands all of them to every ingress, twice a
+    second."""
+    return digest[:DIGEST_CHARACTERS]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the router gets to see of a replica. ``number``: counts up with each.
+
+    ``running``, ``queued``, ``resident``, ``host`` and ``most`` as in ``ReplicaState``.
+    ``answer_tokens``: of answers of late, on average; 0 for none. ``seen``: by sender, the number
+    of the newest ticket that came here.
+    """
+
+    number: int
+    tokens_in_flight: int
+    running: tuple[int, ...] = ()
+    queued: tuple[tuple[int, int], ...] = ()
+    resident: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+    most: int = 64
+    answer_tokens: float = 0.0
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,6 +143,7 @@ class Submission:
 
     number: int
     request: Request
+    ticket: Ticket = Ticket()
 
 
 @dataclass(frozen=True)
@@ -144,13 +178,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class AdapterId:
+    """What a name means: an adapter of this digest and rank."""
+
+    digest: str
+    rank: int
+
+
+@dataclass(frozen=True)
 class Report:
-    """How a replica is. ``adapters``: names and digests. ``dead``: why it can answer nothing."""
+    """How a replica is. ``adapters``: by name. ``dead``: why it can answer nothing."""
 
     replica: str
     facts: EngineFacts
     load: EngineLoad
-    adapters: Mapping[str, str]
+    adapters: Mapping[str, AdapterId]
     dead: Refusal | None = None
 
 
@@ -159,7 +201,7 @@ class AdapterChange:
     """What a replica made of an adapter that was to be loaded or unloaded."""
 
     replica: str
-    digest: str = ""
+    adapter: AdapterId = AdapterId("", 0)
     refusal: Refusal | None = None
 
 

@@ -17,13 +17,16 @@ from serving.app.desk import Desk
 from serving.app.logs import log_to_serve
 from serving.app.messages import (
     AdapterChange,
+    AdapterId,
     Admission,
     Door,
     Refusal,
     Report,
+    Standing,
     Step,
     Ticket,
     Vectors,
+    in_brief,
 )
 from serving.app.recorder import Telling
 from serving.app.wire import SECRET_BYTES, answer
@@ -64,7 +67,7 @@ class EngineReplica:
         return self._door
 
     async def submit(self, ticket: Ticket, ingress: str, request: Request) -> Admission:
-        return await self._desk.submit(ingress, request)
+        return await self._desk.submit(ingress, request, ticket)
 
     async def listen(self, ticket: Ticket, ingress: str) -> AsyncIterator[Step]:
         if gone := self._gone(ticket):
@@ -97,7 +100,9 @@ class EngineReplica:
                 self._engine.check()
             except EngineDead as error:
                 dead = Refusal.of(error)
-        adapters = {facts.name: facts.digest for facts in self._engine.adapters()}
+        adapters = {
+            facts.name: AdapterId(facts.digest, facts.rank) for facts in self._engine.adapters()
+        }
         return Report(self._name, self.facts, self._engine.load(), adapters, dead)
 
     async def load_adapter(self, ticket: Ticket, name: str, folder: str) -> AdapterChange:
@@ -107,7 +112,7 @@ class EngineReplica:
             facts = await self._engine.load_adapter(name, folder)
         except ServingError as error:
             return AdapterChange(self._name, refusal=Refusal.of(error))
-        return AdapterChange(self._name, facts.digest)
+        return AdapterChange(self._name, AdapterId(facts.digest, facts.rank))
 
     async def unload_adapter(self, ticket: Ticket, name: str) -> AdapterChange:
         if gone := self._gone(ticket):
@@ -128,10 +133,23 @@ class EngineReplica:
             raise self._desk.dead.error()
         self._engine.check()
 
-    def record_routing_stats(self) -> dict[str, int]:
-        """Ray Serve's: what the request router gets to see."""
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Ray Serve's: a ``Standing`` for the request router, by way of processes of Ray's that
+        know none of our types."""
         self._reports += 1
-        return {"number": self._reports, "tokens_in_flight": self._engine.load().tokens_in_flight}
+        backlog, residency = self._desk.backlog, self._engine.residency()
+        standing = Standing(
+            self._reports,
+            self._engine.load().tokens_in_flight,
+            backlog.running,
+            backlog.queued,
+            tuple(map(in_brief, residency.device)),
+            tuple(map(in_brief, residency.host)),
+            self._engine.facts.max_sequences,
+            backlog.answer_tokens,
+            dict(backlog.seen),
+        )
+        return vars(standing)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Ray Serve's: what ``LoadPolicy`` gets to see."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -20,9 +21,10 @@ from serving.app.adapters import ReplicasAdapters
 from serving.app.calls import CALL_LATE, CALL_LOST
 from serving.app.config import IngressConfig
 from serving.app.links import Link, Links
-from serving.app.messages import Admission, Refusal, Report, Step, Ticket
+from serving.app.messages import Admission, Refusal, Report, Step, Ticket, in_brief
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.errors import EngineDead, ModelNotFound, Overloaded, ServingError
+from serving.lora.placement import Wanted
 from serving.request import Delta, Request
 
 LOG = logging.getLogger("serving.app")
@@ -52,6 +54,7 @@ class Replicas:
         self._handle = handle
         self._config = config
         self._ingress = uuid.uuid4().hex
+        self._numbers = itertools.count(1)
         self._streams: dict[str, _Stream] = {}
         self._listening: dict[str, asyncio.Task[None]] = {}
         self._loose_ends: set[asyncio.Task[None]] = set()
@@ -148,12 +151,21 @@ class Replicas:
                 param="model",
             )
         tokens = len(request.prompt) + request.n * request.sampling.max_tokens
+        wanted = self._wanted(request)
         failure: ServingError | None = None
         lacking = ""
         left, catch_ups = self._config.tries, CATCH_UPS
         while left:
             left -= 1
-            ticket = Ticket(replica=lacking, avoid=stream.avoid, full=stream.full, tokens=tokens)
+            ticket = Ticket(
+                replica=lacking,
+                avoid=stream.avoid,
+                full=stream.full,
+                tokens=tokens,
+                wanted=wanted,
+                sender=self._ingress,
+                number=next(self._numbers),
+            )
             lacking = stream.asked = ""
             digest = self._adapters.digest(request.adapter)
             asked = replace(request, adapter_digest=digest)
@@ -210,6 +222,17 @@ class Replicas:
                 raise failure
         raise failure or EngineDead("no replica takes requests now")
 
+    def _wanted(self, request: Request) -> Wanted:
+        """An answer may end before it has all its tokens: who places it knows how long they are."""
+        found = self._adapters.find(request.adapter)
+        return Wanted(
+            in_brief(found.digest) if found else "",
+            found.rank if found else 0,
+            len(request.prompt),
+            request.sampling.max_tokens,
+            request.n,
+        )
+
     async def _admit(
         self, ticket: Ticket, request: Request, stream: _Stream
     ) -> tuple[Admission, Link | None]:
@@ -222,7 +245,7 @@ class Replicas:
         try:
             link = await self._links.to(replica)
             if link is not None:
-                return await link.submit(request), link
+                return await link.submit(request, ticket), link
         except OSError:
             return _lost_with(replica), None
         ticket = replace(ticket, replica=replica, tokens=0)  # which are counted

@@ -1,20 +1,33 @@
-"""``LeastTokens`` as Ray Serve's request router."""
+"""``ReplicaOrder`` as Ray Serve's request router."""
 
 from __future__ import annotations
 
+import random
+import time
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from serving.app.messages import Ticket
-from serving.app.placement import LeastTokens
+from serving.app.messages import Standing, Ticket
+from serving.app.placement import ReplicaOrder, policy_named
+from serving.lora.step_model import StepModel
 
 
-class TokensInFlightRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types here
+class PlacementRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types here
     """Every call to an engine replica begins with a ``Ticket``."""
 
-    def initialize_state(self, **settings: Any) -> None:
-        self._placement = LeastTokens()
+    def initialize_state(
+        self,
+        *,
+        policy: str,
+        steps: dict[str, Any],
+        slo_s: float,
+        stale_s: float,
+    ) -> None:
+        """Values as Ray carries them; ``steps``: of a ``StepModel``, empty where there is none."""
+        model = StepModel(**steps) if steps else None
+        placement = policy_named(policy, model, slo_s, random.shuffle)
+        self._placement = ReplicaOrder(placement, time.monotonic, stale_s)
 
     async def choose_replicas(
         self,
@@ -24,7 +37,7 @@ class TokensInFlightRouter(RequestRouter):  # type: ignore[misc]  # Ray has no t
         by_name = {each.replica_id.unique_id: each for each in candidate_replicas}
         for name, replica in by_name.items():
             if stats := replica.routing_stats:
-                self._placement.report(name, stats["number"], stats["tokens_in_flight"])
+                self._placement.report(name, Standing(**stats))
         self._placement.keep(by_name)
         ticket = Ticket()
         if pending_request is not None:

@@ -17,7 +17,7 @@ from serving.lora.arrival import Arrival
 from serving.lora.assist import HostAssistants
 from serving.lora.cold import ASSIST, PIPELINE, WAIT, ColdCosts
 from serving.lora.config import LoraConfig
-from serving.lora.facts import AdapterFacts
+from serving.lora.facts import AdapterFacts, Residency
 from serving.lora.gate import AdapterGate, Passed, Waiting
 from serving.lora.host import HostCache
 from serving.lora.layers import AdapterLayers
@@ -33,7 +33,8 @@ ROWS_EACH = 32  # below so many rows a second process costs more than it saves
 
 
 class EngineAdapters:
-    """All of it is for the thread that computes steps, but ``read``, which any thread may call.
+    """All of it is for the thread that computes steps, but ``read`` and ``residency``, which any
+    thread may call.
 
     ``on_loaded``: called in a thread of ours when ``loaded`` has news.
     """
@@ -80,6 +81,10 @@ class EngineAdapters:
     def read(self, name: str, folder: str) -> AdapterFacts:
         """Check the adapter in ``folder``. Raises ``InvalidAdapter``."""
         return self._store.read(name, folder)
+
+    def residency(self) -> Residency:
+        """Where adapters are; for any thread."""
+        return Residency(self._gate.seated, self._store.on_host)
 
     def enter(self, request_id: str, adapter: AdapterFacts, tokens: int) -> Passed:
         """A request of so many ``tokens`` that needs ``adapter``; who may be scheduled now."""

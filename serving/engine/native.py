@@ -17,7 +17,7 @@ from serving.engine.grammar import Grammars, GrammarState
 from serving.engine.protocol import EngineFacts, EngineLoad
 from serving.engine.worker import Worker
 from serving.errors import EngineDead, InvalidRequest, Overloaded
-from serving.lora.facts import AdapterFacts
+from serving.lora.facts import AdapterFacts, Residency
 from serving.lora.names import AdapterNames
 from serving.request import Delta, Finish, Request, Usage
 
@@ -173,6 +173,9 @@ class NativeEngine:
 
     def adapters(self) -> Sequence[AdapterFacts]:
         return self._names.all()
+
+    def residency(self) -> Residency:
+        return Residency() if self._adapters is None else self._adapters.residency()
 
     def load(self) -> EngineLoad:
         if self._load is None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.lora.facts import AdapterFacts
+from serving.lora.facts import AdapterFacts, Residency
 from serving.request import Delta, Request
 
 
@@ -119,6 +119,10 @@ class Engine(Protocol):
 
     def adapters(self) -> Sequence[AdapterFacts]:
         """Those that requests may ask for, by name."""
+        ...
+
+    def residency(self) -> Residency:
+        """Where the weights of its adapters are now."""
         ...
 
     def load(self) -> EngineLoad: ...

@@ -34,7 +34,7 @@ from serving.engine.vllm_terms import (
     token_ids,
 )
 from serving.errors import EngineDead, InvalidAdapter, InvalidRequest, Overloaded
-from serving.lora.facts import AdapterFacts
+from serving.lora.facts import AdapterFacts, Residency
 from serving.lora.registry import Registry, check_name
 from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
 
@@ -57,6 +57,7 @@ class VllmEngine:
         self._news = asyncio.Event()
         self._names = Registry()
         self._numbers: dict[str, int] = {}  # of adapters, by digest
+        self._used: dict[str, None] = {}  # digests, those of the newest requests last
         self._beat_s = 0.0
         self._steps = self._prompt_tokens = self._generated = self._cached = 0
         self._busy_s = 0.0
@@ -195,6 +196,11 @@ class VllmEngine:
     def adapters(self) -> Sequence[AdapterFacts]:
         return self._names.all()
 
+    def residency(self) -> Residency:
+        """As vLLM's rule has it, which keeps what was used last, the same in the host's memory as
+        on the device (``max_cpu_loras``); what it really keeps it does not say."""
+        return Residency(tuple(self._used)[-self._config.lora.slots :])
+
     def load(self) -> EngineLoad:
         total = self._blocks
         return EngineLoad(
@@ -257,6 +263,8 @@ class VllmEngine:
         if adapter is None:
             return None
         number = self._numbers.setdefault(adapter.digest, len(self._numbers) + 1)
+        self._used.pop(adapter.digest, None)
+        self._used[adapter.digest] = None
         return LoRARequest(adapter.digest, number, adapter.folder)
 
     async def _read(self, opened: _Open, outputs: Any) -> None:

@@ -16,6 +16,8 @@ CaraServe (2401.11240) and Toppings (USENIX ATC 2025) are where slots, forms and
 | cold.py | decides | a prompt, a rank -> wait, run at once layer by layer, or with the host |
 | arrival.py | executes | an adapter of which some layers are there |
 | assist.py | executes | processes that compute adapters' shares on the host |
+| step_model.py | decides | rows, ranks, prompts -> seconds; measured ones -> the model |
+| profile.py | executes | a file <-> a step model and what it was measured on |
 | placement.py | decides | a request, replicas -> the order in which they are tried |
 | loader.py | executes | disk and host -> slots on the device, beside the steps |
 | slots.py | decides | rows of the packed halves -> each adapter's place; who gives way |

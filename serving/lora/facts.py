@@ -19,3 +19,12 @@ class AdapterFacts:
     rank: int
     num_bytes: int
     targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Digests of adapters whose weights are on the device, or on their way there, and of those in
+    the host's memory. What is in neither is on disk."""
+
+    device: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()

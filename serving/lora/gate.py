@@ -63,6 +63,11 @@ class AdapterGate:
         """Digests of the adapters whose slots are filled."""
         return tuple(name for name in self._slots.resident if name not in self._loading)
 
+    @property
+    def seated(self) -> tuple[str, ...]:
+        """Digests of the adapters that have a slot, filled or not; for any thread."""
+        return self._slots.resident
+
     def place(self, request_id: str) -> Place:
         """Of the adapter of a request that was let through."""
         return self._slots.place(self._leases[request_id])

@@ -34,6 +34,12 @@ class HostCache:
             self._held[adapter.digest] = adapter
             self.num_bytes += adapter.num_bytes
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of what it has."""
+        with self._lock:
+            return tuple(self._held)
+
     def drop(self, digest: str) -> None:
         with self._lock:
             adapter = self._held.pop(digest, None)

@@ -56,6 +56,11 @@ class Store:
             name, adapter.digest, folder, adapter.rank, adapter.num_bytes, tuple(adapter.changes)
         )
 
+    @property
+    def on_host(self) -> tuple[str, ...]:
+        """Digests of adapters that need not be read; for any thread."""
+        return self._host.digests
+
     def get(self, facts: AdapterFacts) -> Adapter:
         """Raises ``InvalidAdapter`` where the folder holds another one by now, or none."""
         adapter = self._host.get(facts.digest) or self._read(facts.folder)

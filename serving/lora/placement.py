@@ -3,7 +3,7 @@
 The rank-aware cost is CaraServe's (2401.11240, section 5, Alg. 1): how much slower the request
 makes prefills that wait and decodes that run, by the fitted linear model of the replica's steps,
 times how many requests are there; infinite where a decode step would break the objective. To it
-comes what loading costs where the adapter is not resident.
+comes what the request itself waits for, an adapter that has to be loaded included.
 """
 
 from __future__ import annotations
@@ -12,65 +12,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-
-@dataclass(frozen=True)
-class StepModel:
-    """Seconds of a step: ``base_s + row_s * rows + rank_s * ranks``, fitted by a profile.
-
-    ``ranks``: of the adapters of its rows, each row's own (``padded`` false, MBGMV) or the largest
-    of the batch for each row (BGMV). Prefill the same, over a prompt's tokens.
-    """
-
-    decode_base_s: float
-    decode_row_s: float
-    decode_rank_s: float
-    prefill_base_s: float
-    prefill_token_s: float
-    prefill_token_rank_s: float
-    load_rank_s: float
-    padded: bool = False
-
-    def decode(self, ranks: Sequence[int]) -> float:
-        """One decode step of rows with these ranks, 0 for none."""
-        if not ranks:
-            return 0.0
-        work = max(ranks) * len(ranks) if self.padded else sum(ranks)
-        return self.decode_base_s + self.decode_row_s * len(ranks) + self.decode_rank_s * work
-
-    def prefill(self, prompts: Sequence[tuple[int, int]]) -> float:
-        """Of prompts of (tokens, rank), together."""
-        if not prompts:
-            return 0.0
-        tokens = sum(count for count, _ in prompts)
-        work = sum(count * rank for count, rank in prompts)
-        return (
-            self.prefill_base_s + self.prefill_token_s * tokens + self.prefill_token_rank_s * work
-        )
-
-    def load(self, rank: int) -> float:
-        """Bringing an adapter to the device."""
-        return self.load_rank_s * rank
+from serving.lora.step_model import StepModel
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A request as far as placement goes. ``adapter``: its digest, empty for the base."""
+    """A request as far as placement goes. ``adapter``: its digest, empty for the base.
+    ``answer_tokens``: of each of its ``answers``."""
 
-    adapter: str
-    rank: int
-    prompt_tokens: int
+    adapter: str = ""
+    rank: int = 0
+    prompt_tokens: int = 0
     answer_tokens: float = 60.0
+    answers: int = 1
 
 
 @dataclass(frozen=True)
 class ReplicaState:
     """``running``: ranks of what decodes; ``queued``: (tokens, rank) of prompts that wait;
-    ``resident``: digests of adapters on its device; ``most``: requests at once."""
+    ``resident``: digests of adapters on its device or on their way there; ``host``: of those in its
+    memory, others are on disk; ``most``: answers at once."""
 
     name: str
     running: tuple[int, ...] = ()
     queued: tuple[tuple[int, int], ...] = ()
     resident: frozenset[str] = frozenset()
+    host: frozenset[str] = frozenset()
     most: int = 64
 
     @property
@@ -84,6 +51,23 @@ class Placement(Protocol):
     def order(self, wanted: Wanted, replicas: Sequence[ReplicaState]) -> list[str]: ...
 
 
+@dataclass(frozen=True, order=True)
+class Cost:
+    """What a request costs on a replica; the least is the best.
+
+    ``full``: it has no place. ``over``: a decode step would take longer than the objective.
+    ``token_s``: by how much it makes the time a token longer, over all requests there and itself.
+    Among equals the adapter is there (not ``cold``), and ranks are alike: ``unlike`` is how far
+    from it the others' are on average.
+    """
+
+    full: bool
+    over: bool
+    token_s: float
+    cold: bool
+    unlike: float
+
+
 class RankAware:
     """``slo_s``: what a decode step may take."""
 
@@ -92,24 +76,29 @@ class RankAware:
         self._slo_s = slo_s
 
     def order(self, wanted: Wanted, replicas: Sequence[ReplicaState]) -> list[str]:
-        ranked = sorted(replicas, key=lambda replica: (*self.cost(wanted, replica), replica.name))
+        ranked = sorted(replicas, key=lambda replica: (self.cost(wanted, replica), replica.name))
         return [replica.name for replica in ranked]
 
-    def cost(self, wanted: Wanted, replica: ReplicaState) -> tuple[bool, bool, float, bool, float]:
-        """Full, over the objective, the cost in seconds a token, which is none where nobody is
-        made slower; among equals, whether the adapter is cold, and how unlike the ranks are."""
+    def cost(self, wanted: Wanted, replica: ReplicaState) -> Cost:
         model = self._model
-        queued = [*replica.queued, (wanted.prompt_tokens, wanted.rank)]
-        prefill_s = model.prefill(queued) - model.prefill(replica.queued)
+        before_s = model.prefill(replica.queued)
+        own_s = model.prefill([*replica.queued, (wanted.prompt_tokens, wanted.rank)]) - before_s
         cold = bool(wanted.adapter) and wanted.adapter not in replica.resident
+        load_s = 0.0
         if cold:
-            prefill_s += model.load(wanted.rank)
+            load_s = model.load(wanted.rank, on_host=wanted.adapter in replica.host)
         there = [*replica.running, *(rank for _, rank in replica.queued)]
-        after_s = model.decode([*there, wanted.rank])
-        decode_s = after_s - model.decode(there)
-        cost = (prefill_s / wanted.answer_tokens + decode_s) * replica.requests
-        unlike = sum(abs(rank - wanted.rank) for rank in there) / max(1, len(there))
-        return replica.requests >= replica.most, after_s > self._slo_s, cost, cold, unlike
+        step_s = model.decode([*there, *[wanted.rank] * wanted.answers])
+        others_s = own_s / wanted.answer_tokens + step_s - model.decode(there)
+        # It is loaded while the prompts before it are computed.
+        itself_s = (max(load_s, before_s) + own_s) / wanted.answer_tokens + step_s
+        return Cost(
+            full=replica.requests + wanted.answers > replica.most,
+            over=step_s > self._slo_s,
+            token_s=others_s * replica.requests + itself_s,
+            cold=cold,
+            unlike=sum(abs(rank - wanted.rank) for rank in there) / max(1, len(there)),
+        )
 
 
 class Random:
@@ -166,21 +155,3 @@ def baselines(shuffle: Callable[[list[str]], None]) -> Mapping[str, Callable[[],
         "least_loaded": LeastLoaded,
         "adapter_home": AdapterHome,
     }
-
-
-def fit(samples: Sequence[tuple[tuple[float, ...], float]]) -> tuple[float, ...]:
-    """Least squares without negative weights: ``features @ weights`` close to each measured value.
-
-    Coordinate descent on the normal equations; there are three features and a few dozen samples.
-    """
-    width = len(samples[0][0])
-    scale = [max(abs(x[i]) for x, _ in samples) or 1.0 for i in range(width)]
-    rows = [[x[i] / scale[i] for i in range(width)] for x, _ in samples]
-    gram = [[sum(r[i] * r[j] for r in rows) for j in range(width)] for i in range(width)]
-    right = [sum(r[i] * y for r, (_, y) in zip(rows, samples, strict=True)) for i in range(width)]
-    weights = [0.0] * width
-    for _ in range(2000):
-        for i in range(width):
-            rest = right[i] - sum(gram[i][j] * weights[j] for j in range(width) if j != i)
-            weights[i] = max(0.0, rest / gram[i][i]) if gram[i][i] else 0.0
-    return tuple(weight / scale[i] for i, weight in enumerate(weights))

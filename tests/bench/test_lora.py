@@ -9,7 +9,8 @@ import pytest
 
 from hecate.bench.lora.placed import place
 from hecate.bench.lora.workload import Ask, arrivals, popularity, rank_of
-from serving.lora.placement import LeastLoaded, RankAware, StepModel
+from serving.lora.placement import LeastLoaded, RankAware
+from serving.lora.step_model import StepModel
 
 
 @pytest.mark.parametrize("adapters", [20, 128])
@@ -27,7 +28,7 @@ def test_arrivals_are_those_that_were_drawn() -> None:
     assert [rank_of(n) for n in range(5)] == [8, 16, 32, 64, 8]
 
 
-MODEL = StepModel(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+MODEL = StepModel(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_simulated_requests_take_their_steps() -> None:
@@ -42,7 +43,7 @@ def test_simulated_requests_take_their_steps() -> None:
 
 
 def test_rank_aware_placement_keeps_small_ranks_apart_from_large_ones() -> None:
-    model = StepModel(1.0, 0.0, 0.02, 0.0, 0.0, 0.0, 0.0, padded=True)
+    model = StepModel(1.0, 0.0, 0.02, 0.0, 0.0, 0.0, 0.0, 0.0, padded=True)
     asks = arrivals(300, 0.9, [0.25] * 4, random.Random(0).random)
     setting = {"replicas": 4, "prompt": 1, "answer": 4, "most": 8, "slo_s": 3.0}
     aware = place(asks, RankAware(model, slo_s=3.0), model, **setting)  # type: ignore[arg-type]

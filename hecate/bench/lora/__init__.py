@@ -5,7 +5,6 @@
 | entry.py | executes | asked for it, and not before, the rest is imported |
 | run.py | executes | all of it -> a report |
 | workload.py | decides | adapters' popularity and ranks, arrivals |
-| folders.py | executes | ranks -> folders with random adapters |
 | engines.py | executes | an engine in this process, asked -> rates and latencies |
 | placed.py | decides | requests over simulated replicas -> who met the objective |
 """

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hecate.bench.lora.workload import Ask, rank_of
-from serving.lora.placement import Placement, ReplicaState, StepModel, Wanted
+from serving.lora.placement import Placement, ReplicaState, Wanted
+from serving.lora.step_model import StepModel
 
 RESIDENT = 16  # adapters on a replica's device
 

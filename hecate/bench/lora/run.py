@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from hecate.bench.lora.engines import BASE, Asked, Job, Times
-from hecate.bench.lora.folders import write_adapters
 from hecate.bench.lora.placed import place
 from hecate.bench.lora.workload import arrivals, popularity, rank_of
 from hecate.bench.report import BenchOptions, Report, Row
 from hecate.bench.serve.models import MODELS, write_model
+from serving.bench.adapters import write_adapters
 from serving.lora.config import LoraConfig
-from serving.lora.placement import RankAware, StepModel, baselines, fit
+from serving.lora.placement import RankAware, baselines
+from serving.lora.step_model import StepModel, fit
 
 MODEL = "86m"
 PROMPT, ANSWER = 128, 32
@@ -185,7 +186,7 @@ async def _step_model(engine: Asked, pace: Pace, job: Job) -> StepModel:
             adapter = BASE if not rank else {8: 0, 64: 3}[rank]
             seconds = await engine.decode_s([adapter] * rows)
             decode.append(((1.0, float(rows), float(rows * rank)), seconds))
-    base_s, row_s, rank_s = fit(decode)
+    base_s, row_s, rank_s = fit(decode).weights
     first_s = statistics.median([(await engine.rate([BASE])) for _ in range(3)])
     one_s = job.answer / first_s - job.answer * (base_s + row_s)
     return StepModel(
@@ -195,7 +196,8 @@ async def _step_model(engine: Asked, pace: Pace, job: Job) -> StepModel:
         prefill_base_s=0.0,
         prefill_token_s=max(1e-6, one_s / job.prompt),
         prefill_token_rank_s=rank_s,
-        load_rank_s=pace.throttle_ms / 1000 / 64,
+        load_base_s=pace.throttle_ms / 1000,
+        load_rank_s=0.0,
     )
 
 

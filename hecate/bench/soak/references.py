@@ -17,10 +17,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from hecate.bench.lora.folders import write_adapters
 from hecate.bench.serve.models import ServedModel, tokenizer_of, write_model
 from hecate.bench.soak.bad import SERVED
 from hecate.errors import HecateError
+from serving.bench.adapters import write_adapters
 
 BASE = "base"
 """The model without an adapter."""

@@ -17,6 +17,7 @@ from ray.exceptions import RayError  # noqa: E402
 from serving.app.config import IngressConfig  # noqa: E402
 from serving.app.messages import (  # noqa: E402
     AdapterChange,
+    AdapterId,
     Admission,
     Door,
     Refusal,
@@ -24,7 +25,7 @@ from serving.app.messages import (  # noqa: E402
     Step,
     Ticket,
 )
-from serving.app.placement import LeastTokens  # noqa: E402
+from serving.app.placement import ReplicaOrder  # noqa: E402
 from serving.app.replicas import Replicas  # noqa: E402
 from serving.engine.protocol import EngineFacts, EngineLoad  # noqa: E402
 from serving.errors import EngineDead, ModelNotFound  # noqa: E402
@@ -67,7 +68,8 @@ class Replica:
     async def report(self, ticket: Ticket) -> Report:
         await self.pause.wait()
         facts = EngineFacts("toy", "0", "rule", 300, 64, 8, (0,), False)
-        return Report(self.name, facts, LOAD, self.adapters)
+        adapters = {name: AdapterId(folder, 8) for name, folder in self.adapters.items()}
+        return Report(self.name, facts, LOAD, adapters)
 
     async def cancel(self, ticket: Ticket, request_ids: list[str]) -> None:
         self.cancelled += request_ids
@@ -86,7 +88,7 @@ class Replica:
         self.loaded.append(folder)
         if folder in self.slow:
             await self.told.wait()
-        return AdapterChange(self.name, folder)
+        return AdapterChange(self.name, AdapterId(folder, 8))
 
     async def unload_adapter(self, ticket: Ticket, name: str) -> AdapterChange:
         if ticket.replica not in ("", self.name):
@@ -100,7 +102,7 @@ class Handle:
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas = {replica.name: replica for replica in replicas}
-        self._placement = LeastTokens()
+        self._placement = ReplicaOrder(None, lambda: 0.0, 1.0)
 
     def _routed(self, ticket: Ticket) -> str:
         first = self._placement.order(list(self.replicas), ticket)[0]

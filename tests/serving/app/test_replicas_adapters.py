@@ -13,7 +13,13 @@ pytest.importorskip("ray")
 from ray.exceptions import RayError  # noqa: E402
 
 from serving.app.adapters import ReplicasAdapters  # noqa: E402
-from serving.app.messages import AdapterChange, Refusal, Report, Ticket  # noqa: E402
+from serving.app.messages import (  # noqa: E402
+    AdapterChange,
+    AdapterId,
+    Refusal,
+    Report,
+    Ticket,
+)
 from serving.errors import ModelNotFound  # noqa: E402
 
 
@@ -45,11 +51,12 @@ class Fleet:
             self.has[replica][name] = folder
         elif self.has[replica].pop(name, None) is None:
             return AdapterChange(replica, refusal=Refusal.of(ModelNotFound("no", param="x")))
-        return AdapterChange(replica, folder)
+        return AdapterChange(replica, AdapterId(folder, 8))
 
     async def report(self, replica: str, asked_s: float | None = None) -> None:
         facts: Any = None
-        report = Report(replica, facts, facts, dict(self.has[replica]))
+        adapters = {name: AdapterId(folder, 8) for name, folder in self.has[replica].items()}
+        report = Report(replica, facts, facts, adapters)
         await self.adapters.hear(report, self.clock_s if asked_s is None else asked_s)
 
 

@@ -20,7 +20,7 @@ from ray.serve._private.common import (  # noqa: E402
 from ray.serve.request_router import PendingRequest  # noqa: E402
 
 from serving.app.messages import Ticket  # noqa: E402
-from serving.app.router import TokensInFlightRouter  # noqa: E402
+from serving.app.router import PlacementRouter  # noqa: E402
 
 DEPLOYMENT = DeploymentID(name="engine")
 
@@ -37,9 +37,9 @@ def replica(name: str) -> Replica:
     return Replica(ReplicaID(name, DEPLOYMENT))
 
 
-def router_over(*replicas: Replica) -> TokensInFlightRouter:
-    router = TokensInFlightRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA)
-    router.initialize_state()
+def router_over(*replicas: Replica) -> PlacementRouter:
+    router = PlacementRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA)
+    router.initialize_state(policy="least_tokens", steps={}, slo_s=1.0, stale_s=5.0)
     router._replicas = {each.replica_id: each for each in replicas}
     router._replicas_list = list(replicas)
     return router
@@ -50,13 +50,13 @@ def pending(ticket: Ticket) -> PendingRequest:
     return PendingRequest(args=[ticket], kwargs={}, metadata=metadata)
 
 
-async def picked(router: TokensInFlightRouter, ticket: Ticket) -> str:
+async def picked(router: PlacementRouter, ticket: Ticket) -> str:
     """As ``choose_replica`` of a handle does without a reservation: the first that is offered."""
     async with aclosing(router._choose_replicas_with_backoff(pending(ticket))) as offered:
         return str((await anext(offered))[0].replica_id.unique_id)
 
 
-async def routed(router: TokensInFlightRouter, ticket: Ticket, rejects: int) -> str:
+async def routed(router: PlacementRouter, ticket: Ticket, rejects: int) -> str:
     """As a call goes: what is offered is asked, until one of them takes it."""
     request = pending(ticket)
     async with aclosing(router._choose_replicas_with_backoff(request)) as offered:

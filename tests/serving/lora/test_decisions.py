@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -14,10 +15,9 @@ from serving.lora.placement import (
     Random,
     RankAware,
     ReplicaState,
-    StepModel,
     Wanted,
-    fit,
 )
+from serving.lora.step_model import StepModel, fit
 
 
 def test_ways_of_a_cold_start() -> None:
@@ -47,15 +47,20 @@ MODEL = StepModel(
     prefill_base_s=0.0,
     prefill_token_s=0.1,
     prefill_token_rank_s=0.0,
+    load_base_s=0.0,
     load_rank_s=1.0,
+    read_rank_s=0.5,
 )
 
 
 def test_step_models_count_ranks() -> None:
     assert MODEL.decode([8, 64, 0]) == pytest.approx(1.72)
-    padded = StepModel(*[1.0, 0.0, 0.01, 0.0, 0.1, 0.0, 1.0], padded=True)
+    padded = replace(MODEL, padded=True)
     assert padded.decode([8, 64, 0]) == pytest.approx(1 + 0.01 * 3 * 64)
     assert MODEL.prefill([(10, 8), (20, 0)]) == pytest.approx(3.0)
+    assert MODEL.load(8) == pytest.approx(8.0)
+    assert MODEL.load(8, on_host=False) == pytest.approx(12.0)
+    assert MODEL.decode([]) == MODEL.prefill([]) == 0.0
 
 
 def test_rank_aware_placement_counts_loads_ranks_and_the_objective() -> None:
@@ -63,15 +68,43 @@ def test_rank_aware_placement_counts_loads_ranks_and_the_objective() -> None:
     small = ReplicaState("small", running=(8, 8))
     large = ReplicaState("large", running=(64, 64), resident=frozenset({"x"}))
     policy = RankAware(MODEL, slo_s=3.0)
-    # large: (0.1 + 0.64) * 2; small: (0.1 + 64 / 60 + 0.64) * 2; both are within 3 s.
-    assert policy.cost(wanted, large)[2] == pytest.approx(1.48)
-    assert policy.cost(wanted, small)[2] == pytest.approx((0.74 + 64 / 60) * 2)
+    # Two others wait 6 s for its prompt, over 60 tokens, and 0.64 s more for each token; itself has
+    # a prompt of 6 s and steps of 1 + 0.64 * 3 s, or, beside small ones, loads for 64 s, from disk
+    # for 96 s, and has steps of 1 + 0.64 + 0.16 s.
+    assert policy.cost(wanted, large).token_s == pytest.approx(2 * 0.74 + 0.1 + 2.92)
+    assert policy.cost(wanted, small).token_s == pytest.approx(2 * 0.74 + (96 + 6) / 60 + 1.8)
+    near = replace(small, host=frozenset({"x"}))
+    assert policy.cost(wanted, near).token_s == pytest.approx(2 * 0.74 + (64 + 6) / 60 + 1.8)
     assert policy.order(wanted, [small, large]) == ["large", "small"]
+    assert policy.order(wanted, [near, large]) == ["small", "large"]
     # A third of rank 64 makes it 1 + 0.64 * 3 = 2.92 s; beside the small ones it is 1.8 s.
     strict = RankAware(MODEL, slo_s=1.9)
     assert strict.order(wanted, [small, large]) == ["small", "large"]
     full = ReplicaState("empty but full", most=0)
     assert strict.order(wanted, [full, large]) == ["large", "empty but full"]
+
+
+def test_an_idle_replica_without_the_adapter_against_a_busy_one_with_it() -> None:
+    """To load is for the request alone to wait for; others are slowed where they are many."""
+    wanted = Wanted("x", 8, prompt_tokens=10, answer_tokens=10.0)  # 8 s to load
+    policy = RankAware(replace(MODEL, read_rank_s=0.0, decode_row_s=0.1), slo_s=100.0)
+    idle = ReplicaState("idle")
+    home = ReplicaState("home", running=(8,), resident=frozenset({"x"}))
+    # home: (1 / 10 + 0.18) for the other, 1 / 10 + 1.36 for itself; idle: 9 / 10 + 1.18.
+    assert policy.cost(wanted, home).token_s == pytest.approx(0.28 + 0.1 + 1.36)
+    assert policy.cost(wanted, idle).token_s == pytest.approx(0.9 + 1.18)
+    assert policy.order(wanted, [idle, home]) == ["home", "idle"]
+    three = replace(home, running=(8,) * 3)
+    assert policy.cost(wanted, three).token_s == pytest.approx(3 * 0.28 + 0.1 + 1.72)
+    assert policy.order(wanted, [idle, three]) == ["idle", "home"]
+    # While it is loaded prompts before it are computed, here one of 9 s: 1 s is for its own.
+    queue = replace(idle, queued=((90, 0),))
+    alone = (1 / 10 + 0.1 + 0.08) + (9 + 1) / 10 + 1.28
+    assert policy.cost(wanted, queue).token_s == pytest.approx(alone)
+    # Of two that cost the same, the one whose ranks are alike.
+    near, far = ReplicaState("z", running=(8, 8)), ReplicaState("a", running=(0, 16))
+    assert policy.cost(wanted, near).token_s == policy.cost(wanted, far).token_s
+    assert policy.order(wanted, [far, near]) == ["z", "a"]
 
 
 def test_baselines() -> None:
@@ -96,5 +129,15 @@ def test_the_fit_finds_the_weights_that_made_the_samples() -> None:
         for rows in (1, 4, 16, 64)
         for ranks in (0, 8 * rows, 64 * rows)
     ]
-    assert fit(samples) == pytest.approx((0.01, 0.002, 1e-5), rel=1e-3)
-    assert fit([((1.0, 1.0), 1.0), ((1.0, 2.0), 0.5)])[1] == 0.0  # nothing gets quicker with rows
+    found = fit(samples)
+    assert found.weights == pytest.approx((0.01, 0.002, 1e-5), rel=1e-3)
+    assert found.r2 == pytest.approx(1.0)
+    assert fit([((1.0, 1.0), 1.0), ((1.0, 2.0), 0.5)]).weights[1] == 0.0  # no row makes it quicker
+
+
+def test_r2_is_the_share_that_is_explained() -> None:
+    """0, 1, 2 and 7 at 1, 2, 3 and 4: the line that fits best is 2.2 x - 3, by hand; without a
+    negative base it is 36 / 30 x, which leaves 54 - 36 ** 2 / 30 of 29 around the mean."""
+    found = fit([((1.0, x), y) for x, y in ((1.0, 0.0), (2.0, 1.0), (3.0, 2.0), (4.0, 7.0))])
+    assert found.weights == pytest.approx((0.0, 36 / 30))
+    assert found.r2 == pytest.approx(1 - (54 - 36**2 / 30) / 29)

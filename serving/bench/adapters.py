@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hecate.errors import ModelError
 from hecate.models.lora import peft_format as peft
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def write_adapters(base: Path, ranks: list[int], folder: Path) -> list[Path]:
-    """One adapter of attention's projections for each of ``ranks``."""
+def write_adapters(base: Path, ranks: Sequence[int], folder: Path) -> list[Path]:
+    """One adapter of attention's projections for each of ``ranks``. Raises ``ModelError``."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
     linears = {
@@ -23,6 +25,12 @@ def write_adapters(base: Path, ranks: list[int], folder: Path) -> list[Path]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and name.endswith(PROJECTIONS)
     }
+    if not linears:
+        raise ModelError(
+            f"no adapter is known for {base}",
+            got="no linear layers of attention",
+            expected=f"layers whose names end with {', '.join(PROJECTIONS)}",
+        )
     paths = []
     for number, rank in enumerate(ranks):
         generator = torch.Generator().manual_seed(number)
