@@ -7,17 +7,23 @@ the caller's, the same for all calls.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
+from dataclasses import replace
 
+from serving.scheduling.applications.classes import Classes, ClassHistory
 from serving.scheduling.applications.config import HistoryConfig
 from serving.scheduling.applications.demand import Rates
 from serving.scheduling.applications.graph import PDGraph
 from serving.scheduling.applications.live import ClassKey, Live, OpenCall, OpenUnit
-from serving.scheduling.applications.prospects import Prospect
+from serving.scheduling.applications.prospects import NOTHING, Prospect
 from serving.scheduling.applications.steady import Steady
 from serving.scheduling.applications.tags import Tags
 from serving.scheduling.applications.traces import Call, Kind, Trace, UnitRun
+
+MOST_RUNS = 512
+MOST_CALLS = 1024
+_LOOKED_AT = 64
 
 
 class Book:
@@ -26,6 +32,9 @@ class Book:
     A request: ``begin``, ``call_started``, ``served`` as it is computed, ``call_ended``. A tool:
     ``begin`` (with the tags that its caller gives), ``unit_started``, ``unit_ended``. Both may go
     on side by side within one instance and one unit. ``tick`` now and then.
+
+    Of one instance no more than ``MOST_RUNS`` units are kept, and ``MOST_CALLS`` calls of each:
+    what comes after these counts into the last of them.
     """
 
     def __init__(self, config: HistoryConfig, rates: Callable[[], Rates]) -> None:
@@ -33,9 +42,10 @@ class Book:
         self._config = config
         self._rates = rates
         self._steady = Steady()
+        self._classes = Classes(config, rates)
         self._lives: dict[Live, None] = {}  # the longest unheard of first
         self._named: dict[tuple[ClassKey, str], Live] = {}
-        self._graphs: dict[ClassKey, PDGraph] = {}
+        self._held: dict[tuple[Live, str, str], float] = {}  # units' runs; the oldest first
         self._prospects: dict[Live, Prospect] = {}
         self.hung = 0
         self.idled = 0
@@ -47,7 +57,12 @@ class Book:
 
     @property
     def graphs(self) -> Mapping[ClassKey, PDGraph]:
-        return MappingProxyType(self._graphs)
+        return self._classes.graphs
+
+    @property
+    def evicted(self) -> int:
+        """Classes that there was no room for."""
+        return self._classes.evicted
 
     def live(self, tags: Tags, tenant: str) -> Live | None:
         """The instance that ``tags`` name, if it is under way."""
@@ -63,6 +78,7 @@ class Book:
             live = Live(key, tags.instance, now_s, began_s=steady_s, last=not tags.instance)
             if tags.instance:
                 self._named[key, tags.instance] = live
+            self._make_room(steady_s)
         live.deadline_s = min(live.deadline_s, live.arrived_s + tags.deadline_s)
         live.last = live.last or tags.last
         self._heard(live, steady_s)
@@ -107,7 +123,7 @@ class Book:
                     done = Call(call.computed, call.output)
                 unit.failed = unit.failed or failed
                 _attain(live, unit, call, self._rates().work_s(done))
-                unit.calls.append(done)
+                _keep(unit.calls, done)
                 self._close(live, unit, steady_s)
 
     def unit_started(
@@ -116,47 +132,36 @@ class Book:
         """A unit begins by hand, as tools do. ``run``: tells runs that go on side by side apart."""
         steady_s = self._steady.at(now_s)
         self._open(live, unit, kind, steady_s).held[run] = steady_s
+        self._held.pop((live, unit, run), None)
+        self._held[live, unit, run] = steady_s
         self._heard(live, steady_s)
 
     def unit_ended(
         self, live: Live, unit: str, now_s: float, *, run: str = "", failed: bool = False
     ) -> bool:
         """Whether that run was still going on."""
-        steady_s = self._steady.at(now_s)
-        opened = live.open_units.get(unit)
-        if opened is None or opened.held.pop(run, None) is None:
-            return False
-        opened.failed = opened.failed or failed
-        self._close(live, opened, steady_s)
-        return True
+        return self._release(live, unit, run, self._steady.at(now_s), failed=failed)
 
     def end(self, live: Live, now_s: float) -> None:
         """``live`` ends: what was begun by hand now, requests under way when they are answered."""
-        steady_s = self._steady.at(now_s)
-        live.last = True
-        for unit in list(live.open_units.values()):
-            unit.held.clear()
-            self._close(live, unit, steady_s)
-        if not live.open_units:
-            self._end(live)
+        self._stop(live, self._steady.at(now_s))
 
     def tick(self, now_s: float) -> None:
-        """Tools that hang fail, and instances that are idle end."""
+        """Tools that hang fail, and instances that are idle end. Quick, however many there are."""
         steady_s = self._steady.at(now_s)
-        for live in list(self._lives):
-            for unit in list(live.open_units.values()):
-                overdue = [
-                    run
-                    for run, began_s in unit.held.items()
-                    if steady_s - began_s >= self._config.hang_s
-                ]
-                for run in overdue:
-                    self.hung += 1
-                    unit.failed = True
-                    del unit.held[run]
-                if overdue:
-                    self._close(live, unit, steady_s)
-            if not live.open_units and steady_s - live.seen_s >= self._config.idle_s:
+        while self._held:
+            (live, unit, run), began_s = next(iter(self._held.items()))
+            if steady_s - began_s < self._config.hang_s:
+                break
+            self.hung += 1
+            self._release(live, unit, run, steady_s, failed=True)
+        while self._lives:
+            live = next(iter(self._lives))
+            if steady_s - live.seen_s < self._config.idle_s:
+                break
+            if live.open_units:
+                self._heard(live, steady_s)
+            else:
                 self.idled += 1
                 self._end(live)
 
@@ -164,40 +169,92 @@ class Book:
         """See ``Prospects``."""
         found = self._prospects.get(live)
         if found is None:
-            graph = self._graphs.get(live.key)
+            least_s = self._classes.least_s(live.key.tenant)
+            graph = self._classes.graphs.get(live.key)
             if graph is None:
-                graph = PDGraph(self._config.window_traces, self._config.enough_traces)
-            found = graph.prospect(live, self._rates())
+                found = Prospect(live.ended_s, NOTHING, NOTHING, least_s)
+            else:
+                found = graph.prospect(live, least_s)
             if live in self._lives:
                 self._prospects[live] = found
         return found
+
+    def history(self) -> tuple[ClassHistory, ...]:
+        """What is kept of all classes; values, which another thread may write down."""
+        return self._classes.history()
+
+    def restore(self, history: tuple[ClassHistory, ...]) -> None:
+        """Takes over what another book had, before anything has begun here."""
+        self._classes.restore(history)
 
     def _heard(self, live: Live, steady_s: float) -> None:
         live.seen_s = steady_s
         self._lives.pop(live, None)
         self._lives[live] = None
 
+    def _make_room(self, steady_s: float) -> None:
+        """The one that was not heard of for longest ends, if nothing of it is computed."""
+        if len(self._lives) < self._config.max_lives:
+            return
+        for live in itertools.islice(self._lives, _LOOKED_AT):
+            if not any(unit.running for unit in live.open_units.values()):
+                self.idled += 1
+                self._stop(live, steady_s)
+                return
+
     def _open(self, live: Live, unit: str, kind: Kind, steady_s: float) -> OpenUnit:
+        if live not in self._lives:  # ended, and goes on all the same: as another one, unnamed
+            live.began_s, live.ended_s, live.last = steady_s, live.attained_s, True
+            live.runs = []
         opened = live.open_units.get(unit)
         if opened is None:
             opened = live.open_units[unit] = OpenUnit(unit, kind, steady_s)
-            self._prospects.pop(live, None)
+            self._shown(live)
         return opened
+
+    def _shown(self, live: Live) -> None:
+        live.shown += 1
+        self._prospects.pop(live, None)
+
+    def _release(self, live: Live, unit: str, run: str, steady_s: float, *, failed: bool) -> bool:
+        if self._held.pop((live, unit, run), None) is None:
+            return False
+        opened = live.open_units[unit]
+        del opened.held[run]
+        opened.failed = opened.failed or failed
+        self._close(live, opened, steady_s)
+        return True
+
+    def _stop(self, live: Live, steady_s: float) -> None:
+        live.last = True
+        for unit in list(live.open_units.values()):
+            for run in unit.held:
+                del self._held[live, unit.unit, run]
+            unit.held.clear()
+            self._close(live, unit, steady_s)
+        if not live.open_units:
+            self._end(live)
 
     def _close(self, live: Live, unit: OpenUnit, steady_s: float) -> None:
         """Ends ``unit`` if nothing of it is under way, and ``live`` if that was the last of it."""
         if unit.running or unit.held:
             return
         del live.open_units[unit.unit]
-        seconds = steady_s - unit.began_s
-        began_s = unit.began_s - live.began_s
-        live.runs.append(
-            UnitRun(unit.unit, unit.kind, tuple(unit.calls), seconds, unit.failed, began_s)
+        run = UnitRun(
+            unit.unit,
+            unit.kind,
+            tuple(unit.calls),
+            steady_s - unit.began_s,
+            unit.failed,
+            unit.began_s - live.began_s,
         )
+        if len(live.runs) < MOST_RUNS:
+            live.runs.append(run)
+        else:
+            live.runs[-1] = _longer(live.runs[-1], run)
         live.ended_s += unit.attained_s
-        self._prospects.pop(live, None)
-        if live in self._lives:
-            self._heard(live, steady_s)
+        self._shown(live)
+        self._heard(live, steady_s)
         if live.last and not live.open_units:
             self._end(live)
 
@@ -206,15 +263,10 @@ class Book:
             return
         del self._lives[live]
         self._prospects.pop(live, None)
-        if live.instance:
+        if self._named.get((live.key, live.instance)) is live:
             del self._named[live.key, live.instance]
         if live.runs:
-            graph = self._graphs.get(live.key)
-            if graph is None:
-                config = self._config
-                graph = PDGraph(config.window_traces, config.enough_traces)
-                self._graphs[live.key] = graph
-            graph.add(Trace(tuple(live.runs)))
+            self._classes.add(live.key, Trace(tuple(live.runs)))
 
 
 def _attain(live: Live, unit: OpenUnit, call: OpenCall, cost_s: float) -> None:
@@ -222,3 +274,24 @@ def _attain(live: Live, unit: OpenUnit, call: OpenCall, cost_s: float) -> None:
     call.attained_s = cost_s
     unit.attained_s += more_s
     live.attained_s += more_s
+
+
+def _keep(calls: list[Call], done: Call) -> None:
+    if len(calls) < MOST_CALLS:
+        calls.append(done)
+    else:
+        had = calls[-1]
+        calls[-1] = Call(
+            had.prompt_tokens + done.prompt_tokens,
+            had.output_tokens + done.output_tokens,
+            had.cached_tokens + done.cached_tokens,
+        )
+
+
+def _longer(run: UnitRun, later: UnitRun) -> UnitRun:
+    calls = list(run.calls)
+    for call in later.calls:
+        _keep(calls, call)
+    seconds = max(run.seconds, later.began_s + later.seconds - run.began_s)
+    failed = run.failed or later.failed
+    return replace(run, calls=tuple(calls), seconds=seconds, failed=failed)

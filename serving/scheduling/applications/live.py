@@ -56,7 +56,7 @@ class Live:
     none. ``began_s``, ``seen_s``: when it began and was last heard of, on the book's own clock,
     which never runs back and leaps no gap. ``runs``: the units that ended, in that order;
     ``open_units``: those that have not, by name. ``last``: it ends as soon as nothing of it is
-    open.
+    open. ``shown``: how often it has shown more of itself, a unit that began or ended.
     """
 
     key: ClassKey
@@ -70,6 +70,7 @@ class Live:
     runs: list[UnitRun] = field(default_factory=list)
     open_units: dict[str, OpenUnit] = field(default_factory=dict)
     last: bool = False
+    shown: int = 0
 
 
 @dataclass(frozen=True)

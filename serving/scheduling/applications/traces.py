@@ -29,14 +29,14 @@ class Call:
 class UnitRun:
     """One unit, run once. ``calls``: of an LLM unit, side by side; ``seconds``: from when it began
     to when it ended, of any unit; what an LLM unit waited for others is in it. ``began_s``: after
-    the instance did."""
+    the instance did; below 0 for as soon as the one before it had ended."""
 
     unit: str
     kind: Kind
     calls: tuple[Call, ...] = ()
     seconds: float = 0.0
     failed: bool = False
-    began_s: float = 0.0
+    began_s: float = -1.0
 
 
 @dataclass(frozen=True)
