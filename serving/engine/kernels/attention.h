@@ -78,30 +78,28 @@ void place(float *qkv, const std::vector<Span> &spans, const Heads &h, const flo
   });
 }
 
-// Calls each(j, row) for the blocks of positions first..last: j is the first position of those that
-// lie in a row of memory, row where its keys or values [count, M H] are. The next block is asked for
-// early: blocks lie anywhere, and no processor guesses where.
+// Calls each(j, count, row, ahead) for the blocks of positions first..last: j is the first of `count`
+// positions that lie in a row of memory, row where their keys or values [count, M H] are. Those of
+// the next block lie `ahead` of them: blocks lie anywhere, and no processor guesses where, so that
+// who reads a row asks for that one as well.
 template <class E, class Each>
 inline void over_blocks(const Span &span, const Heads &h, const E *memory, int first, int last,
-                        int columns, const Each &each) {
+                        const Each &each) {
   const int Z = h.block_tokens;
-  const long width = long(h.keys) * h.dim;
+  const auto block = [&](int position) {
+    return memory + long(span.table[position / Z]) * Z * h.keys * h.dim;
+  };
   for (int j = first; j < last; j = (j / Z + 1) * Z) {
     const int stop = std::min(last, (j / Z + 1) * Z);
-    if (stop < last) {
-      const char *next = (const char *)(memory + slot_of(span, stop, Z) * width);
-      for (int row = 0; row < std::min(Z, last - stop); ++row)
-        for (long at = 0; at < long(columns * sizeof(E)); at += 64)
-          __builtin_prefetch(next + row * width * sizeof(E) + at);
-    }
-    each(j, stop - j, memory + slot_of(span, j, Z) * width);
+    each(j, stop - j, block(j) + long(j % Z) * h.keys * h.dim,
+         stop < last ? block(stop) - block(j) : 0);
   }
 }
 
 // sums [G, H] += weights [G, pitch] x `count` values, `width` elements apart.
 template <class T, int G, int C>
 inline void weigh(const float *weights, long pitch, const typename T::element *values, int count,
-                  long width, int H, float *sums) {
+                  long width, long ahead, int H, float *sums) {
   for (int d = 0; d < H; d += 16 * C) {
     vec acc[G][C];
     for (int g = 0; g < G; ++g)
@@ -109,6 +107,7 @@ inline void weigh(const float *weights, long pitch, const typename T::element *v
     for (int j = 0; j < count; ++j)
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
+        __builtin_prefetch(values + ahead + j * width + d + 16 * c);
         const vec value = T::read(values + j * width + d + 16 * c);
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) acc[g][c] += weights[g * pitch + j] * value;
@@ -135,6 +134,31 @@ inline float exponentials(float *scores, long count) {
   return sum(total);
 }
 
+// scores [count] = scaled products of q with `count` keys, `width` words apart.
+template <class T>
+inline void score(const uint32_t *q, int steps, const uint32_t *keys, int count, long width,
+                  long ahead, float scale, float *scores) {
+  int j = 0;
+  for (; j + 4 <= count; j += 4, keys += 4 * width) {  // as many sums as take turns without waiting
+    vec acc[4] = {};
+    for (int w = 0; w < steps; w += 16) {
+      const words a = load<words>(q + w);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        __builtin_prefetch(keys + ahead + i * width + w);
+        acc[i] = T::dot(acc[i], a, load<words>(keys + i * width + w));
+      }
+    }
+    sums_of_four(acc, scale, scores + j);
+  }
+  for (; j < count; ++j, keys += width) {
+    vec acc = {};
+    for (int w = 0; w < steps; w += 16)
+      acc = T::dot(acc, load<words>(q + w), load<words>(keys + w));
+    scores[j] = sum(acc) * scale;
+  }
+}
+
 // One token's queries of key heads begin..end, over all keys that it sees.
 template <class T>
 void attend_one(const Span &span, int begin, int end, const Heads &h, const Cache<T> &cache,
@@ -148,29 +172,25 @@ void attend_one(const Span &span, int begin, int end, const Heads &h, const Cach
   scores.resize(pitch * heads);
   sums.assign(long(heads) * H, 0.f);
   const uint32_t *q = (const uint32_t *)(queries + at);
-  over_blocks(span, h, cache.keys + begin * H, first, last, (end - begin) * H,
-              [&](int position, int count, const element *keys) {
+  over_blocks(span, h, cache.keys + begin * H, first, last,
+              [&](int position, int count, const element *keys, long ahead) {
     for (int n = 0; n < heads; ++n)
-      for (int j = 0; j < count; ++j) {
-        const uint32_t *k = (const uint32_t *)(keys + j * width + n / G * H);
-        vec acc = {};
-        for (int w = 0; w < steps; w += 16)
-          acc = T::dot(acc, load<words>(q + n * steps + w), load<words>(k + w));
-        scores[n * pitch + position - first + j] = sum(acc) * h.scale;
-      }
+      score<T>(q + n * steps, steps, (const uint32_t *)(keys + n / G * H), count,
+               words_of<T>(width), words_of<T>(ahead), h.scale,
+               &scores[n * pitch + position - first]);
   });
   static thread_local std::vector<float> totals;
   totals.resize(heads);
   for (int n = 0; n < heads; ++n)
     totals[n] = exponentials(&scores[n * pitch], last - first);
-  over_blocks(span, h, cache.values + begin * H, first, last, (end - begin) * H,
-              [&](int position, int count, const element *values) {
+  over_blocks(span, h, cache.values + begin * H, first, last,
+              [&](int position, int count, const element *values, long ahead) {
     for (int n = 0; n < heads;) {
       const float *weights = &scores[n * pitch + position - first];
       const bool two = n % G + 2 <= G;
-      auto add = two ? (H % 64 ? weigh<T, 2, 1> : weigh<T, 2, 4>)
+      auto add = two ? (H % 64 ? weigh<T, 2, 1> : weigh<T, 2, at_once(2)>)
                      : (H % 64 ? weigh<T, 1, 1> : weigh<T, 1, 4>);
-      add(weights, pitch, values + n / G * H, count, width, H, &sums[long(n) * H]);
+      add(weights, pitch, values + n / G * H, count, width, ahead, H, &sums[long(n) * H]);
       n += two ? 2 : 1;
     }
   });

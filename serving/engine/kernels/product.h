@@ -35,7 +35,7 @@ struct Weight {
 
 inline int panels_of(int outputs) { return (outputs + PANEL - 1) / PANEL; }
 
-template <class T> inline int words_of(int elements) { return elements / T::per_word; }
+template <class T, class N> inline N words_of(N elements) { return elements / T::per_word; }
 
 template <class T> inline long panel_words(const Weight &w) {
   return long(words_of<T>(w.inputs)) * PANEL;

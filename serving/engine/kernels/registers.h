@@ -137,6 +137,20 @@ template <class V> inline float largest(V v) {
   }
 }
 
+// The sum of each of four, times `scale`.
+template <class V> inline void sums_of_four(const V (&v)[4], float scale, float *to) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __m256 half[4];
+  for (int i = 0; i < 4; ++i) half[i] = (__m256)(v[i].low + v[i].high);
+  const __m256 all =
+      _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  const __m128 sums = _mm256_castps256_ps128(all) + _mm256_extractf128_ps(all, 1);
+  _mm_storeu_ps(to, sums * _mm_set1_ps(scale));
+#else
+  for (int i = 0; i < 4; ++i) to[i] = sum(v[i]) * scale;
+#endif
+}
+
 // v in registers: else GCC may read it from memory again for each of its uses.
 template <class V> inline V held(V v) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
