@@ -1,14 +1,14 @@
-"""Steps in which rows have adapters, through our kernels: what adapters add, after each projection.
+"""Steps in which rows have adapters, through our kernels.
 
 The kernels add what adapters do that are in their slots. For those that are still on their way they
-call back with what a projection read and has written, see ``Buffers``: that may wait for a layer,
-or ask the host.
+call back with what a projection is to read, so that the host may begin with its share, and with
+what it has written, see ``Buffers``: then the share is waited for and added, or the layer is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
@@ -19,8 +19,8 @@ from serving.engine.residents import EXPERTS, LINEARS, Residents
 from serving.lora.arrival import Arrival
 from serving.lora.experts import Groups, add_changes, expert_groups
 from serving.lora.layers import AdapterLayers
-from serving.lora.packed import Packed
-from serving.lora.plan import Plan
+from serving.lora.packed import Packed, segment_product
+from serving.lora.plan import Plan, make_plan
 from serving.lora.slots import Place
 
 
@@ -34,7 +34,10 @@ class CompiledAdapted:
         self._layers = layers
         self._prefix = f"{model.base_model_prefix}.layers"
         self._residents = Residents(layers, self._prefix)
-        self._plan: Plan | None = None
+        self._plan: Plan | None = None  # of the rows whose adapters are late
+        self._last: Plan | None = None  # the same of the rows that are sampled
+        self._arrivals: Mapping[Place, Arrival] = {}
+        self.projections: frozenset[str] = frozenset()  # those that some adapter changes
         self._groups: tuple[Groups, torch.Tensor] | None = None  # of the layer of experts under way
 
     def knows(self, targets: Sequence[str]) -> bool:
@@ -56,51 +59,100 @@ class CompiledAdapted:
         late = [(count, place if place in arrivals else None) for count, place in runs]
         here = [(count, None if place in arrivals else place) for count, place in runs]
         forward = self._forward
-        with self._layers.step(late, arrivals) if arrivals else nullcontext():
-            self._plan = self._layers.plan
-            forward.adapters = self._residents.of(here)
-            forward.after = self._after if self._plan is not None else None
-            try:
-                return forward(pieces, sampled)
-            finally:
-                forward.adapters = forward.after = self._groups = None
+        self._arrivals = arrivals
+        self._plan = self._plan_of(late)
+        if self._plan is not None:
+            self._last = self._plan_of([(1, late[number][1]) for number in sampled])
+            forward.late = self
+        forward.adapters = self._residents.of(here)
+        try:
+            return forward(pieces, sampled)
+        finally:
+            forward.adapters = forward.late = self._groups = self._plan = self._last = None
 
-    def _after(self, layer: int, projection: str) -> None:
-        assert self._plan is not None
+    def before(self, layer: int, projection: str) -> None:
+        """Have the host begin with its share of a projection."""
+        plan = self._rows(layer, projection)
+        packed = [each for each, _ in self._parts(layer, projection) if each is not None]
+        if plan is None or not packed:
+            return
+        x_TI, _ = self._halves(projection, packed[0].target.inputs, 0)
+        targets = [each.target for each in packed]
+        for segment in plan.segments:
+            self._arrivals[segment.place].begin(targets, x_TI[segment.rows])
+
+    def after(self, layer: int, projection: str) -> None:
+        """Add what late adapters do."""
+        plan = self._rows(layer, projection)
+        if plan is None:
+            return
         expert = self._packed(layer, EXPERTS[projection]) if projection in EXPERTS else None
         if expert is not None:
-            self._add_to_experts(expert, projection, self._plan)
+            self._add_to_experts(expert, projection, plan)
             return
-        names = LINEARS[projection]
-        packed = [self._packed(layer, name) for name in names]
-        if any(each is not None for each in packed):
-            self._add(packed, layer, projection, self._plan)
+        parts = self._parts(layer, projection)
+        found = [each for each, _ in parts if each is not None]
+        if not found:
+            return
+        widths = [width for _, width in parts]
+        x_TI, y_TO = self._halves(projection, found[0].target.inputs, sum(widths))
+        outs = y_TO.split(widths, dim=1)
+        for segment in plan.segments:
+            x_RI = x_TI[segment.rows]
+            for (each, _), out_TO in zip(parts, outs, strict=True):
+                if each is None:
+                    continue
+                share = partial(segment_product, x_RI, each.a_EPI[0], each.b_EPO[0], segment.place)
+                out_TO[segment.rows] += self._arrivals[segment.place].share(
+                    each.target, x_RI, share
+                )
+
+    def _plan_of(self, late: Sequence[tuple[int, Place | None]]) -> Plan | None:
+        if not self._arrivals or not self._layers.packed:
+            return None
+        self.projections = self._changed()
+        return make_plan(late, self._layers.costs, torch.device("cpu"), self._arrivals)
+
+    def _changed(self) -> frozenset[str]:
+        """Projections that some adapter changes in some layer."""
+        kinds = {name.split(".", 3)[-1] for name in self._layers.packed}
+        linears = {name for name, parts in LINEARS.items() if kinds & set(parts)}
+        return frozenset(linears | {name for name, kind in EXPERTS.items() if kind in kinds})
+
+    def _rows(self, layer: int, projection: str) -> Plan | None:
+        """Those that are computed: in the last layer, once their keys are written, few."""
+        last = layer + 1 == self._layers.targets.num_layers and projection != "qkv"
+        return self._last if last else self._plan
 
     def _packed(self, layer: int, name: str) -> Packed | None:
         return self._layers.packed.get(f"{self._prefix}.{layer}.{name}")
 
-    def _add(
-        self, packed: Sequence[Packed | None], layer: int, projection: str, plan: Plan
-    ) -> None:
+    def _parts(self, layer: int, projection: str) -> list[tuple[Packed | None, int]]:
+        """Of each linear layer whose columns the projection writes: its adapters, how many."""
+        by_name = self._layers.targets.by_name
+        found = []
+        for name in LINEARS[projection]:
+            target = by_name.get(f"{self._prefix}.{layer}.{name}")
+            if target is not None:  # there are experts instead
+                found.append((self._packed(layer, name), target.outputs))
+        return found
+
+    def _halves(
+        self, projection: str, inputs: int, outputs: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a projection reads and writes."""
         b, T = self._forward.buffers, self._forward.tokens
-        names = [f"{self._prefix}.{layer}.{name}" for name in LINEARS[projection]]
-        widths = [self._layers.targets.by_name[name].outputs for name in names]
         if projection == "qkv":
-            x_TI, y_TO = b.normed_TD[:T], b.qkv_T[:T]
-        elif projection == "out":
-            x_TI, y_TO = b.attended_TN[:T], b.hidden_TD[:T]
-        elif projection == "gate_up":
-            x_TI, y_TO = b.normed_TD[:T], b.up_R[: T * sum(widths)].view(T, -1)
-        else:
-            inputs = self._layers.targets.by_name[names[0]].inputs
-            x_TI, y_TO = b.act_RF[: T * inputs].view(T, -1), b.hidden_TD[:T]
-        x_RI = plan.rows_of(x_TI)
-        for each, out_TO in zip(packed, y_TO.split(widths, dim=1), strict=True):
-            if each is not None:
-                each.add(plan, x_RI, out_TO, self._layers.arrivals)
+            return b.normed_TD[:T], b.qkv_T[:T]
+        if projection == "out":
+            return b.attended_TN[:T], b.hidden_TD[:T]
+        if projection == "gate_up":
+            return b.normed_TD[:T], b.up_R[: T * outputs].view(T, -1)
+        return b.act_RF[: T * inputs].view(T, -1), b.hidden_TD[:T]
 
     def _add_to_experts(self, packed: Packed, projection: str, plan: Plan) -> None:
-        self._layers.wait(packed.target.layer)
+        for arrival in self._arrivals.values():
+            arrival.wait(packed.target.layer)
         b = self._forward.buffers
         E, _, inputs = packed.a_EPI.shape
         outputs = packed.b_EPO.shape[2]

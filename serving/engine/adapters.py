@@ -64,16 +64,21 @@ class EngineAdapters:
         self._host: HostAssistants | None = None
         if config.host_workers:
             linears = [target for target in targets.by_name.values() if not target.parameter]
+            together: dict[str, int] = {}  # outputs of one block's projections
+            for target in linears:
+                block = target.module.rpartition(".")[0]
+                together[block] = together.get(block, 0) + target.outputs
             self._host = HostAssistants(
                 config.host_workers,
                 rows=MOST_ASSISTED_ROWS,
-                width=max(max(target.inputs, target.outputs) for target in linears),
+                width=max(*together.values(), *(target.inputs for target in linears)),
                 dtype=model.dtype,
                 rows_each=ROWS_EACH,
                 cores=frozenset(config.host_cores),
             )
         self._arrivals: dict[str, Arrival] = {}
         self._costs = ColdCosts()
+        self._loads = 0  # under way
         self.cold_total = {WAIT: 0, PIPELINE: 0, ASSIST: 0}
         self._gate = AdapterGate(slots, self._load, time.monotonic, config.patience_s)
         self.on_loaded: Callable[[], None] = lambda: None
@@ -102,6 +107,7 @@ class EngineAdapters:
             if done.arriving:
                 more = self._gate.arriving(done.digest)
             else:
+                self._loads -= 1
                 if arrival := self._arrivals.pop(done.digest, None):
                     self._told(done, arrival)
                 if not done.error:
@@ -118,10 +124,11 @@ class EngineAdapters:
         places = [self._gate.place(name) if name else None for name in requests]
         runs = [(len(piece.tokens), at) for piece, at in zip(pieces, places, strict=True)]
         arrivals = {
-            self._gate.place_of(digest): arrival
+            place: arrival
             for digest, arrival in self._arrivals.items()
-            if not arrival.whole
+            if not arrival.whole and (place := self._gate.place_of(digest)) in places
         }
+        helped = {place: (each.assisted, each.assisted_s) for place, each in arrivals.items()}
         begun_s = time.monotonic()
         if self._compiled is not None:
             logits_RV = self._compiled(pieces, sampled, runs, arrivals)
@@ -131,7 +138,13 @@ class EngineAdapters:
         if not arrivals:
             tokens = sum(len(piece.tokens) for piece in pieces)
             layers = self._layers.targets.num_layers
-            self._costs.stepped(time.monotonic() - begun_s, tokens, layers)
+            self._costs.layer.measured(tokens, (time.monotonic() - begun_s) / layers)
+        for place, (number, seconds) in helped.items():
+            more = arrivals[place].assisted - number
+            rows = sum(count for count, at in runs if at == place)
+            if more:
+                held_s = (arrivals[place].assisted_s - seconds) / more
+                self._costs.host.measured(rows * place.width, held_s)
         return logits_RV
 
     def close(self) -> None:
@@ -141,7 +154,7 @@ class EngineAdapters:
         if self._host is not None:
             self._host.close()
 
-    def _load(self, first: Waiting, place: Place) -> None:
+    def _load(self, first: Waiting, place: Place) -> bool:
         facts = first.facts
         if self._loader is None:
             self._begin()
@@ -153,11 +166,20 @@ class EngineAdapters:
         self.cold_total[way] += 1
         _LOG.info("adapter %s of rank %d is loaded by %s", facts.name, facts.rank, way)
         arrival = None
+        ahead, held = 0, False
+        layers = self._layers.targets.num_layers
         if way != WAIT:
             assistant = self._host if way == ASSIST else None
-            arrival = Arrival(facts.digest, self._layers.targets.num_layers, assistant)
+            arrival = Arrival(facts.digest, layers, assistant)
             self._arrivals[facts.digest] = arrival
-        self._loader.load(Load(facts, place, arrival))
+        if way == PIPELINE:
+            ahead = self._costs.ahead(first.tokens, layers)
+        elif way == ASSIST:
+            assert self._host is not None
+            held = self._host.holds(facts.digest)
+        self._loads += 1
+        self._loader.load(Load(facts, place, arrival, ahead, held))
+        return held
 
     def _way(self, first: Waiting) -> str:
         """By which way the request that came first goes on."""
@@ -168,7 +190,12 @@ class EngineAdapters:
         layers = self._layers.targets.num_layers
         projections = -(-len(first.facts.targets) // layers)
         return self._costs.choose(
-            max(1, first.tokens), first.facts.rank, layers, projections, assisted=assisted
+            max(1, first.tokens),
+            first.facts.rank,
+            layers,
+            projections,
+            assisted=assisted,
+            before=self._loads,
         )
 
     def _begin(self) -> None:
@@ -181,11 +208,15 @@ class EngineAdapters:
             lambda: self.on_loaded(),
             num_layers=self._layers.targets.num_layers,
             hold=self._host.hold if self._host is not None else lambda adapter: None,
+            cores=frozenset(config.host_cores),
             least_s=config.throttle_ms / 1000,
         )
 
     def _told(self, done: Loaded, arrival: Arrival) -> None:
         _LOG.info(
-            "adapter %s came in %.0f ms: the host computed %d projections, steps waited %d times",
-            *(done.digest[:12], done.seconds * 1000, arrival.assisted, arrival.waited),
+            "adapter %s came in %.0f ms: the host computed %d projections, which held steps up for "
+            "%.1f ms; steps waited %d times, %.1f ms",
+            *(done.digest[:12], done.seconds * 1000),
+            *(arrival.assisted, arrival.assisted_s * 1000),
+            *(arrival.waited, arrival.waited_s * 1000),
         )

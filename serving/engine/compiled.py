@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,11 +31,22 @@ _LOG = logging.getLogger(__name__)
 
 PROJECTIONS = ("qkv", "out", "gate_up", "down")
 
-# What is added elsewhere: called after each projection with its layer and name, before anything
-# reads what was projected; see Buffers for what it reads and where it adds.
-AfterProjection = Callable[[int, str], None]
-
 _CHECK_TOKENS = 12
+
+
+class Late(Protocol):
+    """What is added elsewhere to ``projections``, each time with the layer and the projection."""
+
+    @property
+    def projections(self) -> Collection[str]: ...
+
+    def before(self, layer: int, projection: str) -> None:
+        """What the projection reads is there, and is not yet projected; not called of experts."""
+        ...
+
+    def after(self, layer: int, projection: str) -> None:
+        """Add: nothing has read yet what was projected. See ``Buffers`` for where it lies."""
+        ...
 
 
 def fastest_forward(
@@ -111,10 +122,10 @@ class Buffers:
 
 class CompiledForward:
     """One decoder on a CPU. ``adapters``: what a step's rows go through besides, where it is set.
-    ``after``: called after each projection, where it is set.
+    ``late``: what is called around projections, where it is set.
 
     Raises ``Unknown`` for a model that the kernels do not know, ``KernelsMissing`` where there are
-    none, both before anything is packed. What ``after`` raises is raised by the call. ``weights``:
+    none, both before anything is packed. What ``late`` raises is raised by the call. ``weights``:
     where the packed ones lie.
     """
 
@@ -140,9 +151,11 @@ class CompiledForward:
         self.buffers = Buffers(self._decoder, 1)
         self.tokens = 0  # of the step that is computed: rows of the buffers that count
         self.adapters: library.Adapters | None = None
-        self.after: AfterProjection | None = None
+        self.late: Late | None = None
+        self._samples = 0
         self._error: BaseException | None = None
-        self._callback = library.AFTER(self._after)
+        self._before = library.CALL(lambda *at: self._call(True, *at))
+        self._after = library.CALL(lambda *at: self._call(False, *at))
 
     def over(self, kv: PagedKV) -> None:
         """Read and write ``kv`` from now on."""
@@ -176,19 +189,25 @@ class CompiledForward:
             if self.adapters.tokens != len(tokens):
                 raise IndexError(f"adapters of {self.adapters.tokens} of {len(tokens)} tokens")
             step.adapters = ctypes.pointer(self.adapters)
-        if self.after is not None:
-            step.after = self._callback
+        self._samples = len(sampled)
+        if self.late is not None:
+            step.late = sum(1 << PROJECTIONS.index(name) for name in self.late.projections)
+            step.before, step.after = self._before, self._after
         self._library.hecate_forward(self._struct, step, self.buffers.struct, self._bfloat)
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         return logits_RV
 
-    def _after(self, layer: int, projection: int) -> None:
+    def _call(self, before: bool, layer: int, number: int) -> None:
         """In the middle of the call, where an exception would only be printed."""
-        if self._error is None and self.after is not None:
+        projection = PROJECTIONS[number]
+        if layer + 1 == len(self._layers) and projection != "qkv":
+            self.tokens = self._samples  # the others went no further
+        if self._error is None and self.late is not None and self.tokens:
             try:
-                self.after(layer, PROJECTIONS[projection])
+                call = self.late.before if before else self.late.after
+                call(layer, projection)
             except BaseException as error:
                 self._error = error
 

@@ -8,7 +8,8 @@ the host (CPU-assisted prefill, CaraServe 2401.11240, section 4), or the step wa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,11 +17,21 @@ import torch
 from serving.lora.targets import Target
 
 
-class Assistant(Protocol):
-    """Computes one adapter's share of a projection on the host."""
+class Share(Protocol):
+    """What an adapter makes of some rows, being computed on the host."""
 
-    def __call__(self, digest: str, target: Target, x_RI: torch.Tensor) -> torch.Tensor | None:
-        """``[R, O]``, or None where nobody answers: then the layer has to be waited for."""
+    def __call__(self) -> Mapping[str, torch.Tensor] | None:
+        """``[R, O]`` by target, good until the next is begun, once all are there; None where
+        nobody answers: then the layer has to be waited for."""
+        ...
+
+
+class Assistant(Protocol):
+    """Computes adapters' shares of projections on the host."""
+
+    def begin(self, digest: str, targets: Sequence[Target], x_RI: torch.Tensor) -> Share | None:
+        """Of ``targets``, which read the same; None where it cannot. To be called in the order in
+        which they were begun, each one once."""
         ...
 
 
@@ -36,8 +47,12 @@ class Arrival:
         self._assistant = assistant
         self._layers = 0
         self._changed = threading.Condition()
+        self._begun: tuple[Share, frozenset[str]] | None = None
+        self._shares: dict[str, torch.Tensor] = {}
         self.assisted = 0  # projections that the host computed
+        self.assisted_s = 0.0  # how long they held steps up
         self.waited = 0  # layers that a step waited for
+        self.waited_s = 0.0
 
     def landed(self, layers: int) -> None:
         """The first ``layers`` layers are in their slot."""
@@ -49,23 +64,43 @@ class Arrival:
     def whole(self) -> bool:
         return self._layers >= self._num_layers
 
+    def begin(self, targets: Sequence[Target], x_RI: torch.Tensor) -> None:
+        """Have the host begin with what ``share`` is asked for next, if it has to."""
+        if self._assistant is None or self._layers > targets[0].layer:
+            return
+        begun_s = time.perf_counter()
+        share = self._assistant.begin(self._digest, targets, x_RI)
+        if share is not None:
+            self._begun = share, frozenset(target.name for target in targets)
+        self.assisted_s += time.perf_counter() - begun_s
+
     def share(
         self, target: Target, x_RI: torch.Tensor, from_slot: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
         """What the adapter makes of ``x_RI``: ``from_slot`` once the layer is there."""
-        if self._layers <= target.layer:
-            if self._assistant is not None:
-                share_RO = self._assistant(self._digest, target, x_RI)
-                if share_RO is not None:
-                    self.assisted += 1
-                    return share_RO
-            self.wait(target.layer)
+        if self._begun is None and target.name not in self._shares:
+            self.begin([target], x_RI)
+        if self._begun is not None and target.name in self._begun[1]:
+            self._take(self._begun[0])
+        share_RO = self._shares.pop(target.name, None)
+        if share_RO is not None:
+            return share_RO
+        self.wait(target.layer)
         return from_slot()
 
     def wait(self, layer: int) -> None:
         """Until the weights of ``layer`` are in their slot."""
         if self._layers > layer:
             return
-        self.waited += 1
+        begun_s = time.perf_counter()
         with self._changed:
             self._changed.wait_for(lambda: self._layers > layer)
+        self.waited += 1
+        self.waited_s += time.perf_counter() - begun_s
+
+    def _take(self, share: Share) -> None:
+        begun_s = time.perf_counter()
+        self._begun = None
+        self._shares = dict(share() or {})
+        self.assisted += len(self._shares)
+        self.assisted_s += time.perf_counter() - begun_s

@@ -83,7 +83,7 @@ def expert_groups(key_R: torch.Tensor, plan: Plan, costs: FormCosts) -> Groups:
     for each, own in zip(found, alone, strict=True):
         expert, place, start, stop = each
         if own:
-            segments.append((expert, Segment(place, start, stop)))
+            segments.append((expert, Segment(place, start, stop, slice(start, stop))))
         else:
             together.append(each)
     padded = []

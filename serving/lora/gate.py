@@ -22,9 +22,12 @@ class Waiting:
 
 class Loads(Protocol):
     """Starts to fill a place for the first that waits for it; ``AdapterGate.loaded`` hears when it
-    is done, ``arriving`` before that where requests need not wait for it."""
+    is done, ``arriving`` before that where requests need not wait for it.
 
-    def __call__(self, first: Waiting, place: Place) -> None: ...
+    True: they may go on at once, and ``arriving`` is not to be called.
+    """
+
+    def __call__(self, first: Waiting, place: Place) -> bool: ...
 
 
 @dataclass
@@ -122,13 +125,15 @@ class AdapterGate:
             elif self._slots.lease(digest) is not None:
                 self._leases[each.request_id] = digest
                 passed.ready.append(each.request_id)
+            elif (taken := self._slots.take(digest, each.facts.rank)) is None:
+                left.append(each)
+                blocked = self._clock() - each.since_s >= self._patience_s
+            elif self._load(each, taken[0]):
+                self._slots.lease(digest)  # the request's, beside the load's own
+                self._leases[each.request_id] = digest
+                passed.ready.append(each.request_id)
             else:
                 left.append(each)
-                taken = self._slots.take(digest, each.facts.rank)
-                if taken is not None:
-                    self._loading.add(digest)
-                    self._load(each, taken[0])
-                else:
-                    blocked = self._clock() - each.since_s >= self._patience_s
+                self._loading.add(digest)
         self._waiting = left
         return passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -90,19 +91,27 @@ class Store:
 
 @dataclass(frozen=True)
 class Load:
-    """An adapter for a place that nobody else uses; ``arrival``: where requests do not wait."""
+    """An adapter for a place that nobody else uses.
+
+    ``arrival``: where requests do not wait for all of it, but for its first ``ahead`` layers, with
+    0 for none of them. ``held``: whether they go on already, before it is read.
+    """
 
     facts: AdapterFacts
     place: Place
     arrival: Arrival | None = None
+    ahead: int = 0
+    held: bool = False
 
 
 class Loader:
-    """One thread that fills slots, in the order in which it was asked to, layer by layer.
+    """Reads adapters, and fills slots layer by layer, each in the order in which it was asked to:
+    while one is filled, the next ones are read.
 
     ``write`` copies a layer of an adapter to its place; ``hold``: sees an adapter before requests
-    go on with it. What became of each load is in ``finished``; after each ``on_loaded`` is called,
-    in the loader's thread. ``least_s``: how long a load takes at least.
+    go on without any of its layers. What became of each load is in ``finished``; after each
+    ``on_loaded`` is called, in a thread of the loader's. ``cores``: where these run, if any are
+    named. ``least_s``: how long a slot takes to fill at least.
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class Loader:
         *,
         num_layers: int,
         hold: Callable[[Adapter], None] = lambda adapter: None,
+        cores: frozenset[int] = frozenset(),
         least_s: float = 0.0,
     ) -> None:
         self._store = store
@@ -122,37 +132,61 @@ class Loader:
         self._on_loaded = on_loaded
         self._num_layers = num_layers
         self._hold = hold
+        self._cores = cores
         self._least_s = least_s
-        self._jobs: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._to_read: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._to_fill: queue.SimpleQueue[tuple[Load, Adapter] | None] = queue.SimpleQueue()
         self.finished: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="hecate-adapters", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=run, name="hecate-adapters", daemon=True)
+            for run in (self._read_all, self._fill_all)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def load(self, load: Load) -> None:
         """Fill a place."""
-        self._jobs.put(load)
+        self._to_read.put(load)
 
     def close(self) -> None:
-        """End the thread, after the load under way."""
-        self._jobs.put(None)
-        self._thread.join()
+        """End the threads, after the loads under way."""
+        self._to_read.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        torch.set_num_threads(1)
-        while (load := self._jobs.get()) is not None:
-            digest = load.facts.digest
-            begun_s = time.monotonic()
+    def _read_all(self) -> None:
+        self._settle()
+        while (load := self._to_read.get()) is not None:
             try:
                 adapter = self._store.get(load.facts)
-                if load.arrival is not None:
+                if load.arrival is not None and not load.ahead and not load.held:
                     self._hold(adapter)
-                    self._tell(Loaded(digest, arriving=True))
-                self._fill(adapter, load)
-                self._tell(Loaded(digest, seconds=time.monotonic() - begun_s))
+                    self._tell(Loaded(load.facts.digest, arriving=True))
+                self._to_fill.put((load, adapter))
             except Exception as error:  # of one adapter; others load on
-                if load.arrival is not None:  # nobody waits for it in vain
-                    load.arrival.landed(self._num_layers)
-                self._tell(Loaded(digest, str(error)))
+                self._failed(load, error)
+        self._to_fill.put(None)
+
+    def _fill_all(self) -> None:
+        self._settle()
+        while (job := self._to_fill.get()) is not None:
+            load, adapter = job
+            begun_s = time.monotonic()
+            try:
+                self._fill(adapter, load)
+                self._tell(Loaded(load.facts.digest, seconds=time.monotonic() - begun_s))
+            except Exception as error:
+                self._failed(load, error)
+
+    def _settle(self) -> None:
+        torch.set_num_threads(1)
+        if self._cores:
+            os.sched_setaffinity(0, self._cores)  # of this thread
+
+    def _failed(self, load: Load, error: Exception) -> None:
+        if load.arrival is not None:  # nobody waits for it in vain
+            load.arrival.landed(self._num_layers)
+        self._tell(Loaded(load.facts.digest, str(error)))
 
     def _tell(self, loaded: Loaded) -> None:
         self.finished.put(loaded)
@@ -172,3 +206,5 @@ class Loader:
                 self._stream.synchronize()
             if load.arrival is not None:
                 load.arrival.landed(layer + 1)
+                if load.ahead and layer + 1 == load.ahead:
+                    self._tell(Loaded(load.facts.digest, arriving=True))

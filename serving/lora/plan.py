@@ -29,11 +29,15 @@ class Padded:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows ``[start, stop)`` of the sorted ones, all of the adapter at ``place``."""
+    """Rows ``[start, stop)`` of the sorted ones, all of the adapter at ``place``.
+
+    ``rows``: which of the step's they are, a slice where they lie in a row.
+    """
 
     place: Place
     start: int
     stop: int
+    rows: slice | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ def make_plan(
         return None
     places = tuple(rows)
     alone = costs.alone([Group(len(rows[place]), place.width) for place in places])
-    alone = [own or place in arriving for place, own in zip(places, alone, strict=True)]
-    together = [place for place, own in zip(places, alone, strict=True) if not own]
+    alone = [apart or place in arriving for place, apart in zip(places, alone, strict=True)]
+    together = [place for place, apart in zip(places, alone, strict=True) if not apart]
     order: list[int] = []
     padded = []
     for width in sorted({place.width for place in together}):
@@ -90,9 +94,14 @@ def make_plan(
             slots += [place.index] * len(rows[place])
         padded.append(Padded(width, torch.tensor(slots, device=device), start, len(order)))
     segments = []
-    for place in (place for place, own in zip(places, alone, strict=True) if own):
-        segments.append(Segment(place, len(order), len(order) + len(rows[place])))
-        order += rows[place]
+    for place in (place for place, apart in zip(places, alone, strict=True) if apart):
+        own, stop = rows[place], len(order) + len(rows[place])
+        if own[-1] - own[0] == len(own) - 1:
+            which: slice | torch.Tensor = slice(own[0], own[-1] + 1)
+        else:
+            which = torch.tensor(own, device=device)
+        segments.append(Segment(place, len(order), stop, which))
+        order += own
     return Plan(
         row_R=torch.tensor(order, device=device),
         whole=order == list(range(len(place_T))),

@@ -43,7 +43,9 @@ struct Step {
   const int32_t *sampled;   // sequences whose last row is sampled
   float *logits;            // [samples, V]
   const Adapters *adapters;  // may be null
-  void (*after)(int32_t layer, int32_t projection);  // may add to what was projected; may be null
+  int32_t late;  // bits by Projection: for which of them there are calls
+  void (*before)(int32_t layer, int32_t projection);  // what it reads is there; not of experts
+  void (*after)(int32_t layer, int32_t projection);   // may add to what was projected
 };
 
 }  // extern "C"
@@ -84,6 +86,7 @@ template <class T> struct Pass {
 
   void linear(const void *x, const Weight &w, Then then, void *out, int layer, Projection which) {
     const int32_t offsets[2] = {0, tokens};
+    if (late(which)) step.before(layer, which);
     product<T>(x, 1, offsets, w, then, out, team);
     if (then != GATE) add(x, w, out, layer, which);
   }
@@ -91,11 +94,13 @@ template <class T> struct Pass {
   // What adapters add to a projection.
   void add(const void *x, const Weight &w, void *out, int layer, Projection which) {
     if (shares) shares->add(layer, which, x, w.inputs, (float *)out, w.outputs);
-    if (step.after) step.after(layer, which);
+    if (late(which)) step.after(layer, which);
   }
 
+  bool late(Projection which) const { return step.late >> which & 1; }
+
   // Whether gates and ups are not final when they are projected.
-  bool changed(int layer) const { return step.after || (shares && shares->any(layer, GATE_UP)); }
+  bool changed(int layer) const { return late(GATE_UP) || (shares && shares->any(layer, GATE_UP)); }
 
   void attention(int number) {
     typedef typename T::element element;
@@ -106,7 +111,7 @@ template <class T> struct Pass {
     linear(ws.normed, layer.qkv, STORE, ws.qkv, number, QKV);
     place<T>(ws.qkv, spans, model.heads, layer.q_norm, layer.k_norm, model.cos_sin, cache,
              (element *)ws.queries, tokens, team);
-    if (number + 1 == model.layers && !step.after) keep_sampled();
+    if (number + 1 == model.layers) keep_sampled();
     attend<T>(spans, model.heads, cache, layer.window, (const element *)ws.queries,
               (element *)ws.attended, team);
     linear(ws.attended, layer.out, ADD, ws.hidden, number, OUT);
@@ -185,7 +190,6 @@ template <class T> struct Pass {
       if (!tokens) return;  // nothing is sampled
       feed_forward(layer);
     }
-    if (step.after) keep_sampled();
     rms_norm<T>(ws.hidden, tokens, model.width, model.final_norm, model.eps, ws.normed,
                 team);
     const int32_t offsets[2] = {0, tokens};

@@ -21,7 +21,7 @@ from hecate.folders import cache_folder
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-pthread", "-fPIC", "-shared", "-w")
 _BUILD_S = 300
 
-AFTER = CFUNCTYPE(None, c_int32, c_int32)
+CALL = CFUNCTYPE(None, c_int32, c_int32)
 
 
 class KernelsMissing(Exception):
@@ -109,7 +109,9 @@ class Step(Structure):
         *((name, c_void_p) for name in ("token", "start", "position", "table", "sampled")),
         ("logits", c_void_p),
         ("adapters", POINTER(Adapters)),
-        ("after", AFTER),
+        ("late", c_int32),
+        ("before", CALL),
+        ("after", CALL),
     ]
 
 

@@ -18,7 +18,8 @@ from serving.engine.compiled import CompiledForward
 from serving.engine.forward import HuggingFaceForward
 from serving.engine.loading import adopt
 from serving.lora.adapters import Adapter
-from serving.lora.arrival import Arrival
+from serving.lora.arrival import Arrival, Assistant
+from serving.lora.assist import HostAssistants
 from serving.lora.layers import AdapterLayers
 from serving.lora.peft_folder import read_adapter
 from serving.lora.slots import Place, Slots
@@ -143,12 +144,17 @@ class Mixed:
             assert place is not None
             self.fill(number, place)
 
-    def logits(self, late: Sequence[int] = ()) -> torch.Tensor:
-        """``late``: adapters that are said to be on their way."""
+    def logits(self, late: Sequence[int] = (), assistant: Assistant | None = None) -> torch.Tensor:
+        """``late``: adapters that are said to be on their way; those with an ``assistant`` have
+        all still to come."""
         arrivals = {}
         for number in late:
-            arrivals[self.places[number]] = Arrival("", self.case.targets.num_layers, None)
-            arrivals[self.places[number]].landed(self.case.targets.num_layers)
+            place = self.places[number]
+            assert place is not None
+            digest = self.case.adapters[number - 1].digest
+            arrivals[place] = Arrival(digest, self.case.targets.num_layers, assistant)
+            if assistant is None:
+                arrivals[place].landed(self.case.targets.num_layers)
         found = []
         for pieces, sampled, which in _steps():
             runs = [
@@ -189,6 +195,27 @@ def test_mixed_steps_are_those_of_merged_models(family: str, tmp_path: Path) -> 
     for late in ((), (2,), (1, 3)):
         got = mixed.logits(late)
         assert float((got - expected).abs().max()) < 1e-4 * scale, late
+
+
+def test_the_host_computes_what_is_not_there(tmp_path: Path) -> None:
+    """Of adapters of unlike projections, of two at once, whose slots are empty all the time."""
+    case = _case("llama", tmp_path)
+    mixed = Mixed(case, case.model, threads=1)
+    host = HostAssistants(
+        2, rows=200, width=768, dtype=torch.float32, rows_each=16, cores=frozenset()
+    )
+    try:
+        for adapter in case.adapters:
+            mixed.layers.attach(tuple(adapter.changes))
+            host.hold(adapter)
+        assert mixed.places[2] is not None
+        mixed.fill(1, mixed.places[2])
+        expected = _expected(case)
+        got = mixed.logits((1, 3), host)
+        assert host.alive
+    finally:
+        host.close()
+    assert float((got - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("family", ["llama"])

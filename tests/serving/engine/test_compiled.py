@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from served import served_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from serving.engine.batch import Piece
-from serving.engine.compiled import CompiledForward, fastest_forward
+from serving.engine.compiled import PROJECTIONS, CompiledForward, fastest_forward
 from serving.engine.forward import Forward, HuggingFaceForward
 from serving.engine.kernels.library import kernels
 from serving.engine.loading import adopt
@@ -152,14 +153,28 @@ def test_what_is_added_after_projections_is_as_if_weights_were_changed(family: s
         for expert, (first, last) in enumerate(b.offsets_E1.unfold(0, 2, 1).tolist()):
             y[first:last] += x[first:last] @ delta[expert].T
 
-    forward.after = add
+    class Added:
+        projections = PROJECTIONS
+
+        def __init__(self, after: Callable[[int, str], None]) -> None:
+            self.after = after
+            self.ready: list[tuple[int, str]] = []
+
+        def before(self, layer: int, projection: str) -> None:
+            self.ready.append((layer, projection))
+
+    forward.late = added = Added(add)
     got = _logits(forward, V)
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4
 
     def fails(layer: int, name: str) -> None:
         raise KeyError(name)
 
-    forward.after = fails
+    every = PROJECTIONS[:2] if K > 1 else PROJECTIONS  # of experts only what comes after is told
+    assert added.ready[: 2 * len(every)] == [(0, name) for name in every] + [
+        (1, name) for name in every
+    ]
+    forward.late = Added(fails)
     with pytest.raises(KeyError, match="qkv"):
         _logits(forward, V)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.lora.cold import ASSIST, PIPELINE, WAIT, ColdCosts
+from serving.lora.cold import ASSIST, PIPELINE, WAIT, ColdCosts, Line
 from serving.lora.placement import (
     AdapterHome,
     FirstFit,
@@ -22,22 +22,54 @@ from serving.lora.step_model import StepModel, fit
 
 def test_ways_of_a_cold_start() -> None:
     """4 layers of 1 s a token each and 8 s to load: 12; the last layer comes at 8, and takes 1."""
-    costs = ColdCosts(load_s=8.0, layer_token_s=1.0, call_s=0.25, call_row_rank_s=0.0)
+    costs = ColdCosts(8.0, layer=Line(0.0, 1.0, small=0), host=Line(0.25, 0.0, small=1e9))
     found = costs.estimates(1, 8, 4, 2, assisted=True)
     assert found == {WAIT: 12.0, PIPELINE: 9.0, ASSIST: 6.0}  # 4 layers of 1 + 2 * 0.25
     assert costs.choose(1, 8, 4, 2, assisted=True) == ASSIST
     assert costs.choose(1, 8, 4, 2, assisted=False) == PIPELINE
+    queued = costs.estimates(1, 8, 4, 2, assisted=True, before=2)
+    assert queued == {WAIT: 28.0, PIPELINE: 25.0, ASSIST: 6.0}
 
 
 def test_a_long_prompt_waits_for_layers_rather_than_for_the_host() -> None:
     """32 tokens of rank 64: the host takes 20.48 s a projection; a layer is there after 2."""
-    costs = ColdCosts(load_s=8.0, layer_token_s=0.01, call_s=0.0, call_row_rank_s=0.01)
+    costs = ColdCosts(8.0, layer=Line(0.0, 0.01, small=0), host=Line(0.0, 0.01, small=0))
     assert costs.choose(32, 64, 4, 1, assisted=True) == PIPELINE
     assert costs.choose(1, 8, 4, 1, assisted=True) == ASSIST
     costs.loaded(3.0)
     assert costs.load_s == pytest.approx(7.0)
-    costs.stepped(8.0, tokens=10, layers=4)
-    assert costs.layer_token_s == pytest.approx(0.01 + 0.2 * (0.2 - 0.01))
+
+
+def test_a_step_of_few_tokens_tells_what_a_step_costs_at_all() -> None:
+    """And one of many what each token does: else decoding would count as slow prefill."""
+    line = Line(0.0, 0.0, small=4)
+    for _ in range(60):
+        line.measured(1, 1.5)
+        line.measured(64, 1.0 + 0.5 * 64)
+    assert line(1) == pytest.approx(1.5, rel=1e-3)
+    assert line(100) == pytest.approx(51.0, rel=2e-2)
+    line.measured(64, 0.0)
+    assert 0.0 < line(100) < 51.0
+
+
+def test_a_pipelined_prompt_begins_late_and_ends_as_soon() -> None:
+    """Layers come every 2 s; each takes the model 1 s: begun at once or when 2 are there, at 4, the
+    prompt ends at 9, a second after the last one has come."""
+    costs = ColdCosts(8.0, layer=Line(0.0, 1.0, small=0))
+    assert costs.ahead(1, 4) == 2
+
+    def through(layer_s: float, begun_s: float) -> tuple[float, float]:
+        now_s, waited_s = begun_s, 0.0
+        for number in range(4):
+            waited_s += max(0.0, 2.0 * (number + 1) - now_s)
+            now_s = max(now_s, 2.0 * (number + 1)) + layer_s
+        return now_s, waited_s
+
+    for tenths in range(1, 40):
+        costs.layer = Line(0.0, tenths / 10, small=0)
+        end_s, waited_s = through(tenths / 10, 2.0 * costs.ahead(1, 4))
+        assert end_s == pytest.approx(through(tenths / 10, 0.0)[0])
+        assert waited_s < 2.0
 
 
 MODEL = StepModel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from serving.errors import InvalidRequest, ModelNotFound
 from serving.lora.costs import FormCosts, Group
 from serving.lora.facts import AdapterFacts
-from serving.lora.gate import AdapterGate
+from serving.lora.gate import AdapterGate, Waiting
 from serving.lora.registry import Registry, check_name
 from serving.lora.slots import Place, Slots, slot_class
 
@@ -78,15 +79,33 @@ def test_small_adapters_leave_large_slots_whole() -> None:
 class Gate:
     """With loads that end when the test says so."""
 
-    def __init__(self, slots: int = 1) -> None:
+    def __init__(self, slots: int = 1, at_once: Sequence[str] = ()) -> None:
+        self.at_once = at_once
         self.now = 0.0
         self.loads: list[str] = []
         self.gate = AdapterGate(
             Slots(slots, 16),
-            lambda first, place: self.loads.append(first.facts.digest),
+            self._load,
             lambda: self.now,
             patience_s=1.0,
         )
+
+    def _load(self, first: Waiting, place: Place) -> bool:
+        self.loads.append(first.facts.digest)
+        return first.facts.name in self.at_once
+
+
+def test_requests_of_an_adapter_that_needs_no_load_go_on_at_once() -> None:
+    """And hold their place until they end, whether the load under way ends before or after."""
+    g = Gate(slots=1, at_once=("a", "b"))
+    assert g.gate.enter("1", facts("a")).ready == ["1"]
+    assert g.gate.enter("2", facts("a")).ready == ["2"]
+    assert g.loads == ["digest of a"]
+    assert g.gate.leave("1").ready == g.gate.leave("2").ready == []
+    assert g.gate.enter("3", facts("b")).ready == []  # its place is still being filled
+    assert g.gate.loaded("digest of a").ready == ["3"]
+    failed = g.gate.loaded("digest of b", "no such file").failed
+    assert failed == [("3", "no such file")]
 
 
 def test_requests_wait_for_their_adapter_and_no_other() -> None:
