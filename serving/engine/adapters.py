@@ -21,7 +21,7 @@ from serving.lora.facts import AdapterFacts, Residency
 from serving.lora.gate import AdapterGate, Passed, Waiting
 from serving.lora.host import HostCache
 from serving.lora.layers import AdapterLayers
-from serving.lora.loader import Load, Loaded, Loader, Store
+from serving.lora.loader import Load, Loader, Store
 from serving.lora.slots import Place, Slots
 from serving.lora.targets import find_targets
 from serving.memory.kv import PagedKV
@@ -29,6 +29,7 @@ from serving.memory.kv import PagedKV
 _LOG = logging.getLogger(__name__)
 
 MOST_ASSISTED_ROWS = 1024
+MOST_GUESTS = 4  # adapters that the host does all of: it has others to help as well
 ROWS_EACH = 32  # below so many rows a second process costs more than it saves
 
 
@@ -77,10 +78,13 @@ class EngineAdapters:
                 cores=frozenset(config.host_cores),
             )
         self._arrivals: dict[str, Arrival] = {}
+        self._guests: dict[str, Arrival] = {}
         self._costs = ColdCosts()
         self._loads = 0  # under way
         self.cold_total = {WAIT: 0, PIPELINE: 0, ASSIST: 0}
-        self._gate = AdapterGate(slots, self._load, time.monotonic, config.patience_s)
+        self._gate = AdapterGate(
+            slots, self._load, time.monotonic, config.patience_s, self._goes_without
+        )
         self.on_loaded: Callable[[], None] = lambda: None
 
     def read(self, name: str, folder: str) -> AdapterFacts:
@@ -97,7 +101,10 @@ class EngineAdapters:
 
     def leave(self, request_id: str) -> Passed:
         """A request has ended; who may be scheduled now."""
-        return self._gate.leave(request_id)
+        passed = self._gate.leave(request_id)
+        for digest in self._guests.keys() - set(self._gate.guests):
+            self._told(digest, self._guests.pop(digest))
+        return passed
 
     def loaded(self) -> Passed:
         """What became of the loads that have ended since the last call."""
@@ -109,7 +116,7 @@ class EngineAdapters:
             else:
                 self._loads -= 1
                 if arrival := self._arrivals.pop(done.digest, None):
-                    self._told(done, arrival)
+                    self._told(done.digest, arrival, done.seconds)
                 if not done.error:
                     self._costs.loaded(done.seconds)
                 more = self._gate.loaded(done.digest, done.error)
@@ -125,7 +132,7 @@ class EngineAdapters:
         runs = [(len(piece.tokens), at) for piece, at in zip(pieces, places, strict=True)]
         arrivals = {
             place: arrival
-            for digest, arrival in self._arrivals.items()
+            for digest, arrival in (self._arrivals | self._guests).items()
             if not arrival.whole and (place := self._gate.place_of(digest)) in places
         }
         helped = {place: (each.assisted, each.assisted_s) for place, each in arrivals.items()}
@@ -181,6 +188,22 @@ class EngineAdapters:
         self._loader.load(Load(facts, place, arrival, ahead, held))
         return held
 
+    def _goes_without(self, first: Waiting) -> bool:
+        """Whether the host may do all of an adapter that finds no place, until it ends."""
+        facts = first.facts
+        if self._config.cold not in (ASSIST, "auto") or len(self._guests) >= MOST_GUESTS:
+            return False
+        if self._host is None or not self._host.alive or not self._host.holds(facts.digest):
+            return False
+        by_name = self._layers.targets.by_name
+        adapter = self._store.at_hand(facts)
+        if adapter is None or any(by_name[name].parameter for name in facts.targets):
+            return False
+        layers = self._layers.targets.num_layers
+        self._guests[facts.digest] = Arrival(facts.digest, layers, self._host, adapter)
+        self.cold_total[ASSIST] += 1
+        return True
+
     def _way(self, first: Waiting) -> str:
         """By which way the request that came first goes on."""
         assisted = self._host is not None and self._host.alive
@@ -212,11 +235,12 @@ class EngineAdapters:
             least_s=config.throttle_ms / 1000,
         )
 
-    def _told(self, done: Loaded, arrival: Arrival) -> None:
+    def _told(self, digest: str, arrival: Arrival, seconds: float = 0.0) -> None:
         _LOG.info(
-            "adapter %s came in %.0f ms: the host computed %d projections, which held steps up for "
-            "%.1f ms; steps waited %d times, %.1f ms",
-            *(done.digest[:12], done.seconds * 1000),
+            "adapter %s %s: the host computed %d projections, which held steps up for %.1f ms; "
+            "steps waited %d times, %.1f ms",
+            digest[:12],
+            f"came in {seconds * 1000:.0f} ms" if seconds else "ended without a place",
             *(arrival.assisted, arrival.assisted_s * 1000),
             *(arrival.waited, arrival.waited_s * 1000),
         )

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from serving.lora.adapters import Adapter
 from serving.lora.targets import Target
 
 
@@ -37,14 +38,22 @@ class Assistant(Protocol):
 
 class Arrival:
     """``assistant``: None where steps wait. ``num_layers``: targets without a layer come first.
+    ``adapter``: in the host's memory, of one that never comes, but that the host does all of.
 
     ``landed`` is for the thread that loads, the rest for the one that computes.
     """
 
-    def __init__(self, digest: str, num_layers: int, assistant: Assistant | None) -> None:
+    def __init__(
+        self,
+        digest: str,
+        num_layers: int,
+        assistant: Assistant | None,
+        adapter: Adapter | None = None,
+    ) -> None:
         self._digest = digest
         self._num_layers = num_layers
         self._assistant = assistant
+        self._adapter = adapter
         self._layers = 0
         self._changed = threading.Condition()
         self._begun: tuple[Share, frozenset[str]] | None = None
@@ -85,6 +94,8 @@ class Arrival:
         share_RO = self._shares.pop(target.name, None)
         if share_RO is not None:
             return share_RO
+        if self._adapter is not None:
+            return _product(self._adapter, target, x_RI)
         self.wait(target.layer)
         return from_slot()
 
@@ -104,3 +115,12 @@ class Arrival:
         self._shares = dict(share() or {})
         self.assisted += len(self._shares)
         self.assisted_s += time.perf_counter() - begun_s
+
+
+def _product(adapter: Adapter, target: Target, x_RI: torch.Tensor) -> torch.Tensor:
+    """A share by this thread itself, where nobody else computes it."""
+    change = adapter.changes.get(target.name)
+    if change is None:
+        return x_RI.new_zeros(x_RI.shape[0], target.outputs)
+    a_rI, b_rO = change.a_ErI[0].to(x_RI.device), change.b_ErO[0].to(x_RI.device)
+    return (x_RI @ a_rI.t()) @ b_rO

@@ -20,6 +20,12 @@ class Waiting:
     since_s: float
 
 
+class Guests(Protocol):
+    """Whether the first that waits for an adapter may go on though no place is free for it."""
+
+    def __call__(self, first: Waiting) -> bool: ...
+
+
 class Loads(Protocol):
     """Starts to fill a place for the first that waits for it; ``AdapterGate.loaded`` hears when it
     is done, ``arriving`` before that where requests need not wait for it.
@@ -43,14 +49,20 @@ class AdapterGate:
 
     In order of arrival; a request whose adapter is there overtakes one whose adapter finds no slot
     for up to ``patience_s``, then slots empty until that one had its turn. A step can therefore
-    never have more adapters than slots, and no adapter waits for ever.
+    never have more adapters than slots, guests aside, and no adapter waits for ever.
     """
 
     def __init__(
-        self, slots: Slots, load: Loads, clock: Callable[[], float], patience_s: float
+        self,
+        slots: Slots,
+        load: Loads,
+        clock: Callable[[], float],
+        patience_s: float,
+        guests: Guests = lambda first: False,
     ) -> None:
         self._slots = slots
         self._load = load
+        self._guests = guests
         self._clock = clock
         self._patience_s = patience_s
         self._waiting: list[Waiting] = []
@@ -70,6 +82,11 @@ class AdapterGate:
     def seated(self) -> tuple[str, ...]:
         """Digests of the adapters that have a slot, filled or not; for any thread."""
         return self._slots.resident
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        """Digests of those that go on without a place."""
+        return self._slots.guests
 
     def place(self, request_id: str) -> Place:
         """Of the adapter of a request that was let through."""
@@ -126,6 +143,11 @@ class AdapterGate:
                 self._leases[each.request_id] = digest
                 passed.ready.append(each.request_id)
             elif (taken := self._slots.take(digest, each.facts.rank)) is None:
+                if self._guests(each):
+                    self._slots.guest(digest, each.facts.rank)
+                    self._leases[each.request_id] = digest
+                    passed.ready.append(each.request_id)
+                    continue
                 left.append(each)
                 blocked = self._clock() - each.since_s >= self._patience_s
             elif self._load(each, taken[0]):

@@ -75,6 +75,10 @@ class Store:
             )
         return adapter
 
+    def at_hand(self, facts: AdapterFacts) -> Adapter | None:
+        """As it is in the host's memory, if it is."""
+        return self._host.get(facts.digest)
+
     def _read(self, folder: str) -> Adapter:
         adapter = read_adapter(
             Path(folder), self._targets, max_rank=self._max_rank, dtype=self._dtype

@@ -15,7 +15,8 @@ def slot_class(rank: int) -> int:
 @dataclass(frozen=True)
 class Place:
     """Rows ``[start, start + width)`` of the packed halves; ``start`` is a multiple of ``width``,
-    the adapter's slot class."""
+    the adapter's slot class. A guest's rows are below 0: there are none, but it has a place as
+    others have."""
 
     start: int
     width: int
@@ -87,11 +88,24 @@ class Slots:
         self._use(held)
         return place, gone
 
+    def guest(self, digest: str, rank: int) -> Place:
+        """A place that takes no room, leased, for an adapter that the host does all of; forgotten
+        with its last lease."""
+        assert digest not in self._held
+        width = slot_class(rank)
+        lowest = min((held.place.start for held in self._held.values()), default=0)
+        place = Place(min(0, lowest) // width * width - width, width)
+        self._held[digest] = held = _Held(place, 1, 0)
+        self._use(held)
+        return place
+
     def release(self, digest: str) -> None:
         """Give one lease back."""
         held = self._held[digest]
         assert held.leases > 0
         held.leases -= 1
+        if not held.leases and held.place.start < 0:
+            del self._held[digest]
 
     def drop(self, digest: str) -> None:
         """Forget an adapter whose place was never filled."""
@@ -102,7 +116,11 @@ class Slots:
 
     @property
     def resident(self) -> tuple[str, ...]:
-        return tuple(self._held)
+        return tuple(name for name, held in self._held.items() if held.place.start >= 0)
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        return tuple(name for name, held in self._held.items() if held.place.start < 0)
 
     def _use(self, held: _Held) -> None:
         self._uses += 1

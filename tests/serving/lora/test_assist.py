@@ -85,3 +85,16 @@ def test_a_layer_that_came_meanwhile_is_no_longer_asked_for(host: HostAssistants
     arrival.begin([Q], x_RI)
     assert arrival.share(Q, x_RI, lambda: slot) is slot
     assert arrival.assisted == 2 and arrival.assisted_s > 0
+
+
+def test_without_the_host_a_guest_is_computed_here(host: HostAssistants) -> None:
+    one = adapter("one", Q, V)
+    x_RI = torch.randn(5, 32).bfloat16()
+    arrival = Arrival("unknown", 1, host, one)
+    arrival.begin([Q, K], x_RI)
+    slot = torch.full((5, 16), 9.0)
+    torch.testing.assert_close(
+        arrival.share(Q, x_RI, lambda: slot).float(), product(one, Q, x_RI), rtol=0.05, atol=0.2
+    )
+    assert not arrival.share(K, x_RI, lambda: slot).any()
+    assert not arrival.whole and arrival.assisted == arrival.waited == 0

@@ -79,7 +79,9 @@ def test_small_adapters_leave_large_slots_whole() -> None:
 class Gate:
     """With loads that end when the test says so."""
 
-    def __init__(self, slots: int = 1, at_once: Sequence[str] = ()) -> None:
+    def __init__(
+        self, slots: int = 1, at_once: Sequence[str] = (), guests: Sequence[str] = ()
+    ) -> None:
         self.at_once = at_once
         self.now = 0.0
         self.loads: list[str] = []
@@ -88,6 +90,7 @@ class Gate:
             self._load,
             lambda: self.now,
             patience_s=1.0,
+            guests=lambda first: first.facts.name in guests,
         )
 
     def _load(self, first: Waiting, place: Place) -> bool:
@@ -106,6 +109,33 @@ def test_requests_of_an_adapter_that_needs_no_load_go_on_at_once() -> None:
     assert g.gate.loaded("digest of a").ready == ["3"]
     failed = g.gate.loaded("digest of b", "no such file").failed
     assert failed == [("3", "no such file")]
+
+
+def test_guests_go_on_without_a_place_until_they_end() -> None:
+    """They have places that none of the others' overlap, and none gives way to them."""
+    slots = Slots(1, 16)
+    assert slots.take("a", 16) == (Place(0, 16), ())
+    assert slots.guest("b", 8) == Place(-8, 8)
+    assert slots.guest("c", 16) == Place(-32, 16)
+    assert slots.lease("b") == Place(-8, 8)
+    assert slots.resident == ("a",) and slots.guests == ("b", "c")
+    slots.release("b")
+    slots.release("c")
+    assert slots.guests == ("b",)
+    slots.release("b")
+    assert slots.guests == () and slots.lease("b") is None
+
+    g = Gate(slots=1, guests=("b",))
+    g.gate.enter("1", facts("a"))
+    assert g.gate.loaded("digest of a").ready == ["1"]
+    assert g.gate.enter("2", facts("b")).ready == ["2"]
+    assert g.gate.enter("3", facts("c")).ready == []
+    assert g.gate.enter("4", facts("b")).ready == ["4"]
+    assert g.gate.guests == ("digest of b",) and g.loads == ["digest of a"]
+    assert g.gate.resident == ("digest of a",)
+    assert g.gate.leave("2").ready == g.gate.leave("4").ready == []
+    assert g.gate.leave("1").ready == [] and g.loads == ["digest of a", "digest of c"]
+    assert g.gate.loaded("digest of c").ready == ["3"]
 
 
 def test_requests_wait_for_their_adapter_and_no_other() -> None:
