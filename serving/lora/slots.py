@@ -116,7 +116,8 @@ class Slots:
 
     @property
     def resident(self) -> tuple[str, ...]:
-        return tuple(name for name, held in self._held.items() if held.place.start >= 0)
+        """For any thread."""
+        return tuple(name for name, held in list(self._held.items()) if held.place.start >= 0)
 
     @property
     def guests(self) -> tuple[str, ...]:

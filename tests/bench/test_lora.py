@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from hecate.bench.lora.placed import place
-from hecate.bench.lora.workload import Ask, arrivals, popularity, rank_of
+from hecate.bench.lora.workload import Ask, arrivals, brief_prompt, popularity, rank_of
 from serving.lora.placement import LeastLoaded, RankAware
 from serving.lora.step_model import StepModel
 
@@ -26,6 +26,13 @@ def test_arrivals_are_those_that_were_drawn() -> None:
     assert asks[-1].at_s == pytest.approx(200, rel=0.05)
     assert sum(ask.adapter == 0 for ask in asks) / 4000 == pytest.approx(0.7, abs=0.03)
     assert [rank_of(n) for n in range(5)] == [8, 16, 32, 64, 8]
+
+
+def test_brief_prompts_take_no_longer_than_a_load() -> None:
+    assert brief_prompt(0.001, 0.08) == 64
+    assert brief_prompt(0.003, 0.08) == 16  # 26.7 tokens
+    assert brief_prompt(1e-6, 0.08) == 64
+    assert brief_prompt(1.0, 0.08) == 8
 
 
 MODEL = StepModel(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -16,7 +16,7 @@ import torch
 
 from hecate.bench.lora.engines import BASE, Asked, Job, Times
 from hecate.bench.lora.placed import place
-from hecate.bench.lora.workload import arrivals, popularity, rank_of
+from hecate.bench.lora.workload import arrivals, brief_prompt, popularity, rank_of
 from hecate.bench.report import BenchOptions, Report, Row
 from hecate.bench.serve.models import MODELS, write_model
 from serving.bench.adapters import write_adapters
@@ -26,7 +26,7 @@ from serving.lora.step_model import StepModel, fit
 
 MODEL = "86m"
 PROMPT, ANSWER = 128, 32
-BRIEF_PROMPT, BRIEF_ANSWER = 64, 4  # of the open loops: a load is then no small part of an answer
+BRIEF_ANSWER = 4  # of the open loops, with brief prompts: a load is then no small part of an answer
 WAYS = ("wait", "pipeline", "assist", "auto")
 SIMULATED = 60
 
@@ -87,7 +87,8 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             "ratio": statistics.median(ratios),
         },
     ]
-    brief = replace(job, prompt=BRIEF_PROMPT, answer=BRIEF_ANSWER)
+    prompt = brief_prompt(steps.prefill_token_s, pace.throttle_ms / 1000)
+    brief = replace(job, prompt=prompt, answer=BRIEF_ANSWER)
     async with _resident(brief, pace) as resident:
         capacity = await resident.rate(drawn) / brief.answer
         asks = arrivals(pace.requests, pace.load * capacity, shares, random.Random(2).random)

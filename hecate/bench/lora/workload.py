@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import log
+from math import log, log2
 
 TOP_SHARE = 0.7  # of requests, which go to a tenth of the adapters
 RANKS = (8, 16, 32, 64)
+SHORTEST_BRIEF, LONGEST_BRIEF = 8, 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ def popularity(adapters: int) -> list[float]:
 def rank_of(adapter: int) -> int:
     """Ranks in turn, so that popular ones are of every size."""
     return RANKS[adapter % len(RANKS)]
+
+
+def brief_prompt(token_s: float, load_s: float) -> int:
+    """Tokens that are computed, at ``token_s`` each, while an adapter is loaded: a power of two.
+
+    Loads often take longer than the prefill of nine prompts of ten (CaraServe 2401.11240). Beside
+    that of longer ones they do not tell, and how long is long depends on the machine.
+    """
+    return 1 << int(log2(min(LONGEST_BRIEF, max(SHORTEST_BRIEF, load_s / token_s))))
 
 
 def arrivals(
