@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 
 from hecate.errors import ConfigError
@@ -223,6 +223,19 @@ def _measure_copies(kv: TieredKV, recovery: RecoveryCosts, blocks: int) -> None:
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
     """Tokens to text, without special tokens."""
+    kind = type(tokenizer)
+    if (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and kind.decode is PreTrainedTokenizerFast.decode
+        and kind._decode is PreTrainedTokenizerFast._decode
+    ):
+        backend = tokenizer.backend_tokenizer  # what that calls in the end, in a fifth of the time
+
+        def straight(tokens: Sequence[int]) -> str:
+            text: str = backend.decode(list(tokens), skip_special_tokens=True)
+            return text
+
+        return straight
 
     def decode(tokens: Sequence[int]) -> str:
         text = tokenizer.decode(

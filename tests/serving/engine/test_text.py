@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import byte_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from serving.engine.build import decoder
 from serving.engine.text import TextPieces
@@ -16,6 +17,17 @@ DECODE = decoder(TOKENIZER)
 
 def _ids(text: str) -> list[int]:
     return list(TOKENIZER(text)["input_ids"])
+
+
+class _Shouting(PreTrainedTokenizerFast):
+    def _decode(self, *args: object, **kwargs: object) -> str:
+        return super()._decode(*args, **kwargs).upper()
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked() -> None:
+    shouting = _Shouting(tokenizer_object=TOKENIZER.backend_tokenizer)
+    assert decoder(shouting)(_ids("a bé")) == "A BÉ"
+    assert DECODE(_ids("a bé")) == TOKENIZER.decode(_ids("a bé")) == "a bé"
 
 
 def test_a_character_goes_out_when_its_last_byte_is_there() -> None:
