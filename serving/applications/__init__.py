@@ -6,7 +6,6 @@
 | release.py | decides | who waits and runs, places -> whose turn it is, priorities of engines |
 | calibration.py | decides | what engines computed, and how long -> what a token costs |
 | queue.py | executes | a `Backend` -> the same with turns |
-| history_file.py | executes | histories of classes <-> a file |
 | view.py | decides | histories and instances under way -> what people are told |
 | ordered.py | executes | all of it, and a clock -> the `Applications` of the routes |
 """

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hecate.errors import StorageError
-from serving.applications.history_file import load, save
 from serving.scheduling.applications.book import Book
 from serving.scheduling.applications.config import HistoryConfig
 from serving.scheduling.applications.demand import Rates
+from serving.scheduling.applications.history_file import load, save
 from serving.scheduling.applications.live import ClassKey
 from serving.scheduling.applications.tags import Tags
 from serving.scheduling.applications.traces import Kind
