@@ -27,6 +27,7 @@
 | paper.py | decides | the paper's figures beside simulated ones -> a report |
 | simulated.py | decides | simulated outcomes -> a report |
 | simulator.py | executes | runs of two ranks beside what the simulator says of them -> a report |
+| gittins/ | executes | applications under all policies, simulated and real -> a report |
 | lora/ | executes | adapters beside the base, cold ones beside resident ones -> a report |
 | serve/ | executes | an engine beside vLLM, and the stack around it -> a report |
 | soak/ | executes | minutes of mixed load on a whole stack, replicas killed -> a report |
@@ -49,6 +50,7 @@ from collections.abc import Callable
 from hecate.bench.curves import bench_curves
 from hecate.bench.faults import bench_faults
 from hecate.bench.fssdp import bench_fssdp
+from hecate.bench.gittins import bench_gittins
 from hecate.bench.lora import bench_lora
 from hecate.bench.machine import machine_facts, source_commit
 from hecate.bench.network import bench_network
@@ -72,6 +74,7 @@ BENCHES: dict[str, Callable[[BenchOptions], Report]] = {
     "serve": bench_serve,
     "lora": bench_lora,
     "soak": bench_soak,
+    "gittins": bench_gittins,
 }
 
 __all__ = [

@@ -27,9 +27,9 @@ class BenchOptions(Config):
 
     ``quick``: fewer rounds, but every summary key and the worst-case rows. ``dtype``: what models
     compute in. ``only``: of the curves, those of these policies, of training, these models, of
-    serving, these models and parts; all where there is none. Of serving: ``trace``: files of traces
-    to replay; ``vllm``: a Python that has vLLM, "" for the one that is found. Of the soak:
-    ``minutes``; 0 for its own.
+    serving, these models and parts; all where there is none. ``trace``: files of traces whose
+    requests serving replays, and at whose times applications come. Of serving: ``vllm``: a Python
+    that has vLLM, "" for the one that is found. Of the soak: ``minutes``; 0 for its own.
     """
 
     quick: bool = False

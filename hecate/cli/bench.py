@@ -23,6 +23,7 @@ from hecate.errors import ConfigError
 ALL = "all"
 CHOOSING = ("curves", "train", "serve")  # among policies, among models
 SERVING = "serve"
+REPLAYING = (SERVING, "gittins")  # traces
 SOAK = "soak"
 DTYPES: dict[str, Literal["float32", "bfloat16"]] = {SERVING: "bfloat16"}
 CHECKOUT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def command(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Of serve: replay Azure's .csv or Mooncake's .jsonl too; may be repeated.",
+            help="Of serve and gittins: Azure's .csv or Mooncake's .jsonl too; may be repeated.",
         ),
     ] = None,
     vllm: Annotated[
@@ -79,10 +80,16 @@ def command(
             expected="no --only",
             fix=f"leave out --only, which is an option of hecate bench {', '.join(CHOOSING)}",
         )
-    if (trace or vllm) and name != SERVING:
+    if trace and name not in REPLAYING:
         raise ConfigError(
-            f"hecate bench {name} replays no traces and has no vLLM beside it",
-            got=f"--trace {trace[0]}" if trace else f"--vllm {vllm}",
+            f"hecate bench {name} replays no traces",
+            got=f"--trace {trace[0]}",
+            fix=f"leave it out; it is an option of hecate bench {', '.join(REPLAYING)}",
+        )
+    if vllm and name != SERVING:
+        raise ConfigError(
+            f"hecate bench {name} has no vLLM beside it",
+            got=f"--vllm {vllm}",
             fix="leave it out; it is an option of hecate bench serve",
         )
     if minutes and name != SOAK:

@@ -46,6 +46,12 @@ class StepTimes:
         token_s = self.prompt_s + self.pair_s * context / 2
         return Rates(token_s, full_s / sequences, full_s)
 
+    def enough(self, most: int, context: int, share: float) -> int:
+        """The fewest sequences that get ``share`` of the tokens a second that ``most`` get."""
+        least_s = self.rates(most, context).decode_token_s
+        counts = range(1, most + 1)
+        return next(n for n in counts if share * self.rates(n, context).decode_token_s <= least_s)
+
     def scaled(self, factor: float) -> StepTimes:
         return StepTimes(*(factor * each for each in astuple(self)))
 

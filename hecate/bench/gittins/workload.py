@@ -147,12 +147,8 @@ def poisson(rng: np.random.Generator, count: int, rate: float) -> list[float]:
 def resampled(
     rng: np.random.Generator, times_s: Sequence[float], count: int, rate: float
 ) -> list[float]:
-    """``count`` consecutive arrivals of a trace, from a random one on, as bursty as they are there,
-    the time between the first and the last stretched to ``rate`` a second."""
-    if len(times_s) < count + 1:
-        times_s = [*times_s] * (count // len(times_s) + 2)
-    start = int(rng.integers(0, len(times_s) - count))
-    window = np.asarray(times_s[start : start + count + 1])
-    gaps = np.maximum(np.diff(window), 0.0)
-    span_s = float(gaps.sum()) or 1.0
-    return [float(at_s) for at_s in np.cumsum(gaps) * (count / rate / span_s)]
+    """``count`` arrivals, ``rate`` a second on average, the time between two drawn from those of a
+    trace: as uneven as there."""
+    gaps_s = np.diff(np.asarray(times_s))
+    drawn = rng.choice(gaps_s, count) / (float(gaps_s.mean()) * rate)
+    return [float(at_s) for at_s in np.cumsum(drawn)]

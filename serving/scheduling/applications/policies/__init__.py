@@ -10,6 +10,8 @@
 | sjf.py | decides | means of classes -> the shortest first |
 | las.py | decides | what each instance was served -> the least first |
 | edf.py | decides | deadlines -> the earliest first |
+| gittins.py | decides | what instances may still need -> the least index first |
+| least_slack.py | decides | deadlines and paths ahead -> the least slack first |
 | oracle.py | decides | the truth -> the least remaining first |
 """
 
@@ -17,7 +19,9 @@ from collections.abc import Callable
 
 from serving.scheduling.applications.policies.application_fcfs import ApplicationFcfs
 from serving.scheduling.applications.policies.edf import EarliestDeadline
+from serving.scheduling.applications.policies.gittins import Gittins
 from serving.scheduling.applications.policies.las import LeastAttained
+from serving.scheduling.applications.policies.least_slack import LeastSlack
 from serving.scheduling.applications.policies.oracle import Oracle
 from serving.scheduling.applications.policies.protocol import Policy
 from serving.scheduling.applications.policies.request_fcfs import RequestFcfs
@@ -30,6 +34,8 @@ POLICIES: dict[str, Callable[[Prospects], Policy]] = {
     "application_fcfs": lambda prospects: ApplicationFcfs(),
     "vtc": lambda prospects: VirtualTokens(),
     "sjf": ShortestMean,
+    "gittins": Gittins,
+    "least_slack": LeastSlack,
     "las": lambda prospects: LeastAttained(),
     "edf": lambda prospects: EarliestDeadline(),
 }
