@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -99,13 +100,14 @@ def _class(told: dict[str, Any]) -> Table:
         edges.setdefault(edge["from"], []).append(text)
     for unit in told["units"]:
         kind = "" if unit["kind"] == "llm" else f" ({unit['kind']})"
+        took = unit["seconds"]  # empty where every run failed
         failed = f", {unit['failed']} failed" if unit["failed"] else ""
         table.add_row(
             f"{unit['unit']}{kind}",
             f"{100 * unit['share']:.0f}",
             *(_mean(unit.get(name)) for name in ("calls", "prompt_tokens", "output_tokens")),
-            f"{seconds(unit['seconds']['p50'])}{failed}",
-            bars(unit["seconds"]["histogram"]),
+            f"{seconds(took['p50']) if took else '?'}{failed}",
+            bars(took.get("histogram", [])),
             ", ".join(edges.get(unit["unit"], ())),
         )
     return table
@@ -137,10 +139,10 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s" if abs(value) < 1000 else f"{value / 60:.0f} min"
 
 
-def bars(counts: list[int]) -> str:
-    """A histogram in one line."""
-    most = max(counts, default=0) or 1
-    return "".join(BARS[-(-8 * count // most)] for count in counts)
+def bars(shares: list[float]) -> str:
+    """A histogram in one line; what is there at all is seen."""
+    most = max(shares, default=0) or 1
+    return "".join(BARS[math.ceil(8 * share / most)] for share in shares)
 
 
 def _mean(spread: dict[str, Any] | None) -> str:

@@ -49,6 +49,11 @@ class Ingress:
             )
         )
 
+    async def __del__(self) -> None:
+        """Ray Serve's, once nothing of it is being answered any more."""
+        if hasattr(self, "_applications") and self._applications is not None:
+            await self._applications.close()
+
 
 class ProxiedIngress(Ingress):
     """Reached through Ray Serve's proxies."""
@@ -69,3 +74,4 @@ class ListeningIngress(Ingress):
     async def __del__(self) -> None:
         if hasattr(self, "_listener"):
             await self._listener.stop()
+        await super().__del__()

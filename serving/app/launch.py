@@ -58,7 +58,13 @@ def serve_until_stopped(
     kept = config.wandb.model_copy(
         update={"folder": str(Path(config.wandb.folder).expanduser().absolute())}
     )
-    config = config.model_copy(update={"engine": engine, "http": http, "wandb": kept})
+    applications = config.applications
+    if applications.history_file:
+        path = str(Path(applications.history_file).expanduser().absolute())
+        applications = applications.model_copy(update={"history_file": path})
+    config = config.model_copy(
+        update={"engine": engine, "http": http, "wandb": kept, "applications": applications}
+    )
     app = build_app(config, partial(build_engine, engine), folder)
     cpus = config.replicas.max * config.replicas.num_cpus + config.ingress.num_cpus
     with _ray(config.ray, cpus):

@@ -12,6 +12,7 @@ import contextvars
 import itertools
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -160,7 +161,7 @@ class Replicas:
             ticket = Ticket(
                 replica=lacking,
                 avoid=stream.avoid,
-                full=stream.full,
+                full=stream.full | self._crowded(),
                 tokens=tokens,
                 wanted=wanted,
                 sender=self._ingress,
@@ -232,6 +233,16 @@ class Replicas:
             request.sampling.max_tokens,
             request.n,
         )
+
+    def _crowded(self) -> frozenset[str]:
+        """Replicas that have as many answers of ours under way as they have places."""
+        if self._report is None:
+            return frozenset()
+        held: Counter[str] = Counter()
+        for stream in self._streams.values():
+            held[stream.replica] += stream.request.n
+        most = self.facts.max_sequences
+        return frozenset(name for name, count in held.items() if name and count >= most)
 
     async def _admit(
         self, ticket: Ticket, request: Request, stream: _Stream

@@ -21,6 +21,9 @@ class ApplicationsConfig(Config):
     ``tick_s``: how often ranks are refreshed, beside whenever a unit has ended. ``ahead``: how many
     answers more than it has places for an engine is sent, so that none stays empty.
     ``max_waiting``: requests that wait here, for each replica; more are refused as ``Overloaded``.
+
+    ``history_file``: where what was learnt is written every ``save_s`` and at the end, and read
+    from at the start; without one it is forgotten.
     """
 
     policy: str = "auto"
@@ -29,6 +32,8 @@ class ApplicationsConfig(Config):
     tick_s: float = Field(default=0.1, gt=0)
     ahead: int = Field(default=2, ge=0)
     max_waiting: int = Field(default=256, ge=1)
+    history_file: str = ""
+    save_s: float = Field(default=30.0, gt=0)
 
     @field_validator("policy")
     @classmethod

@@ -6,11 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from hecate.errors import StorageError
 from serving.api import Answerer, Backend
 from serving.applications.calibration import Calibration
 from serving.applications.config import ApplicationsConfig
+from serving.applications.history_file import load, save
 from serving.applications.queue import Queue
 from serving.applications.view import graph, instance
 from serving.scheduling.applications.book import Book
@@ -39,12 +42,19 @@ class OrderedApplications:
         self._clock = clock
         self._backend = backend
         self._calibration = Calibration(Rates())
+        self._file = Path(config.history_file).expanduser() if config.history_file else None
+        self._saved_s = clock()
+        self._saving: asyncio.Task[None] | None = None
         self.book = Book(config.history, lambda: self._calibration.rates)
         order = Order(POLICIES[policy](self.book), config.order)
         self._queue = Queue(backend, self.book, order, config, clock)
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        if self._file is not None:
+            history, rates = await asyncio.to_thread(load, self._file, LOG.warning)
+            self.book.restore(history)
+            self._calibration = Calibration(rates or Rates())
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
 
     async def close(self) -> None:
@@ -52,6 +62,9 @@ class OrderedApplications:
             self._ticking.cancel()
             with suppress(asyncio.CancelledError):
                 await self._ticking
+        if self._saving is not None:
+            await self._saving
+        await self._save()
 
     def tagged(self, tags: Tags) -> Answerer:
         return self._queue.tagged(tags)
@@ -91,7 +104,7 @@ class OrderedApplications:
             "running": self._queue.running,
             "under_way": len(lives),
             "classes": [
-                graph(key.name, history.traces, self._calibration.rates.work_s)
+                graph(key.name, history, self._calibration.rates.work_s)
                 for key, history in self.book.graphs.items()
                 if key.tenant == tenant and len(history)
             ],
@@ -119,9 +132,23 @@ class OrderedApplications:
             "hung_units_total": self.book.hung,
         }
 
+    async def _save(self) -> None:
+        """What cannot be written is said, and tried again the next time."""
+        if self._file is None:
+            return
+        self._saved_s = self._clock()
+        try:
+            rates = self._calibration.rates
+            await asyncio.to_thread(save, self._file, self.book.history(), rates)
+        except StorageError as error:
+            LOG.warning("what applications did is not kept: %s", error)
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._config.tick_s)
+            if self._file is not None and self._clock() - self._saved_s >= self._config.save_s:
+                if self._saving is None or self._saving.done():
+                    self._saving = asyncio.get_running_loop().create_task(self._save())
             try:
                 self._calibration.look(self._backend.loads())
                 self._queue.tick()

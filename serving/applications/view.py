@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.applications.release import Asked
+from serving.scheduling.applications.columns import unpack
+from serving.scheduling.applications.graph import PDGraph
 from serving.scheduling.applications.live import Live
 from serving.scheduling.applications.prospects import Prospect
-from serving.scheduling.applications.traces import Call, Trace, UnitRun
+from serving.scheduling.applications.traces import Call, UnitRun
 
 BINS = 12
 NEWEST = 200  # traces that a picture is drawn from
@@ -24,12 +26,12 @@ class _Unit:
     traces: int = 0
 
 
-def graph(name: str, traces: Sequence[Trace], work_s: Callable[[Call], float]) -> dict[str, Any]:
+def graph(name: str, history: PDGraph, work_s: Callable[[Call], float]) -> dict[str, Any]:
     """A class by its newest traces: units with their distributions, and which one follows which.
 
     ``work_s``: seconds of the device of a call. The start and the end are the unit "".
     """
-    drawn = traces[-NEWEST:]
+    drawn = [unpack(packed, history.units) for packed in history.packed[-NEWEST:]]
     units: dict[str, _Unit] = {}
     followed: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for trace in drawn:
@@ -45,7 +47,7 @@ def graph(name: str, traces: Sequence[Trace], work_s: Callable[[Call], float]) -
     totals = [sum(work_s(call) for run in trace.runs for call in run.calls) for trace in drawn]
     return {
         "class": name,
-        "instances": len(traces),
+        "instances": len(history),
         "device_s": spread(totals),
         "units": [_unit(unit_name, unit, len(drawn)) for unit_name, unit in units.items()],
         "edges": [

@@ -24,7 +24,7 @@ TOLD: dict[str, Any] = {
         {
             "class": "review",
             "instances": 40,
-            "device_s": {**SPREAD, "histogram": [1, 0, 8]},
+            "device_s": {**SPREAD, "histogram": [0.1, 0, 0.9]},
             "units": [
                 {
                     "unit": "write",
@@ -32,7 +32,7 @@ TOLD: dict[str, Any] = {
                     "runs": 60,
                     "share": 1.0,
                     "failed": 0,
-                    "seconds": {**SPREAD, "histogram": [1, 0, 8]},
+                    "seconds": {**SPREAD, "histogram": [0.1, 0, 0.9]},
                     "calls": {**SPREAD, "histogram": [1]},
                     "prompt_tokens": {**SPREAD, "histogram": [1]},
                     "output_tokens": {**SPREAD, "histogram": [1]},
@@ -43,7 +43,15 @@ TOLD: dict[str, Any] = {
                     "runs": 30,
                     "share": 0.5,
                     "failed": 3,
-                    "seconds": {**SPREAD, "p50": 0.25, "histogram": [1, 0, 8]},
+                    "seconds": {**SPREAD, "p50": 0.25, "histogram": [0.1, 0, 0.9]},
+                },
+                {
+                    "unit": "broken",
+                    "kind": "tool",
+                    "runs": 2,
+                    "share": 0.1,
+                    "failed": 2,
+                    "seconds": {},
                 },
             ],
             "edges": [
@@ -110,7 +118,7 @@ def test_classes_and_instances_are_drawn(
     said = capsys.readouterr().out
     for text in ("gittins", "review: 40 instances", "test 75%, end 25%", "test (container)"):
         assert text in said
-    for text in ("▁ █", "250 ms, 3 failed", "1.25 s", "500 ms"):
+    for text in ("▁ █", "250 ms, 3 failed", "?, 2 failed", "1.25 s", "500 ms"):
         assert text in said
 
 

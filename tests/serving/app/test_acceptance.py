@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 
 import httpx
 import openai
@@ -242,3 +243,26 @@ def test_applications_take_turns_and_the_engine_keeps_to_them(
     assert classes["crowd"]["device_s"]["mean"] > classes["single"]["device_s"]["mean"] > 0
     assert main(["apps", url]) == 0
     assert "single: 5 instances" in capsys.readouterr().out
+
+
+def test_the_example_of_applications_runs_as_it_is_written(url: str) -> None:
+    """But for the address, the model's name, and answers that its short context has room for."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("### Applications\n")[2].partition("\n### ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("    ") or not line]
+    code = dedent("\n".join(lines)).partition("hecate apps")[0]
+    for written, here in (
+        ("http://127.0.0.1:8000", url),
+        ('model="demo"', 'model="base"'),
+        ("max_tokens=64", "max_tokens=16"),
+    ):
+        assert written in code
+        code = code.replace(written, here)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    told = httpx.get(f"{url}/v1/applications").json()
+    (coder,) = (each for each in told["classes"] if each["class"] == "coder")
+    assert coder["instances"] == 3
+    units = {unit["unit"]: unit for unit in coder["units"]}
+    assert set(units) == {"write", "compiles"}
+    assert units["write"]["runs"] == units["compiles"]["runs"] >= 3
+    assert units["compiles"]["kind"] == "tool"

@@ -196,6 +196,19 @@ def test_a_replica_that_hangs_keeps_no_other_from_being_heard() -> None:
     run(test)
 
 
+def test_a_replica_whose_places_are_taken_comes_last() -> None:
+    async def test() -> None:
+        a, b = Replica("a"), Replica("b")
+        backend = Replicas(Handle(a, b), IngressConfig())
+        await backend.start()
+        for number in range(2 * backend.facts.max_sequences + 1):
+            await backend.open(request(f"{number}"))
+        assert [len(each.submitted) for each in (a, b)] == [9, 8]  # beyond all, the first again
+        backend._watching.cancel()
+
+    run(test)
+
+
 def test_a_priority_goes_where_the_request_is_and_with_it_when_it_moves() -> None:
     async def test() -> None:
         a, b = Replica("a"), Replica("b")

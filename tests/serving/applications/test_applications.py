@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,10 +22,19 @@ from serving.client import Application
 from serving.scheduling.applications.config import HistoryConfig
 
 
-def serve(policy: str, max_waiting: int = 256, **engine: Any) -> Server[RuleEngine]:
+def serve(
+    policy: str, *, history_file: str = "", max_waiting: int = 256, **engine: Any
+) -> Server[RuleEngine]:
     def applications(backend: Backend) -> OrderedApplications:
         history = HistoryConfig(enough_traces=2)
-        config = ApplicationsConfig(history=history, ahead=0, tick_s=0.02, max_waiting=max_waiting)
+        config = ApplicationsConfig(
+            history=history,
+            history_file=history_file,
+            save_s=0.05,
+            ahead=0,
+            tick_s=0.02,
+            max_waiting=max_waiting,
+        )
         return OrderedApplications(backend, policy, config, time.monotonic)
 
     return Server(RuleEngine(step_s=0.005, **engine), applications)
@@ -248,3 +258,24 @@ def test_more_than_may_wait_is_refused() -> None:
             assert [each.result(PATIENCE_S).choices[0].finish_reason for each in answers]
     finally:
         server.stop()
+
+
+def test_what_was_learnt_is_there_after_a_crash_and_after_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "kept" / "applications.jsonl"
+    first = serve("las", history_file=str(file))
+    try:
+        with Application(first.client(), "review").instance() as run:
+            run.completions.create(model="toy", prompt="hello", max_tokens=4, unit="write")
+        until(lambda: file.exists() and "review" in file.read_text(), "what a crash leaves")
+        for _ in range(2):
+            with Application(first.client(), "review").instance() as run:
+                run.completions.create(model="toy", prompt="hello", max_tokens=4, unit="write")
+    finally:
+        first.stop()
+    again = serve("las", history_file=str(file))
+    try:
+        (review,) = told(again)["classes"]
+        assert review["class"] == "review" and review["instances"] == 3
+        assert [unit["unit"] for unit in review["units"]] == ["write"]
+    finally:
+        again.stop()
