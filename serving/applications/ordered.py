@@ -47,7 +47,9 @@ class OrderedApplications:
         self._saving: asyncio.Task[None] | None = None
         self.book = Book(config.history, lambda: self._calibration.rates)
         order = Order(POLICIES[policy](self.book), config.order)
-        self._queue = Queue(backend, self.book, order, config, clock)
+        self._queue = Queue(
+            backend, self.book, order, config, lambda: self._calibration.rates, clock
+        )
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

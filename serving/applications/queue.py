@@ -12,11 +12,13 @@ from serving.applications.release import Asked, level, may_go, turn
 from serving.errors import Overloaded
 from serving.request import Delta, Finish, Request
 from serving.scheduling.applications.book import Book
+from serving.scheduling.applications.demand import Rates
 from serving.scheduling.applications.live import Ask, Live
-from serving.scheduling.applications.order import Order
+from serving.scheduling.applications.order import LEAST_S, Order
 from serving.scheduling.applications.tags import Tags
 from serving.scheduling.costs import Rate
 
+ASSUMED_TOKENS = 256.0  # of a request, prompt and answer, until some have ended
 REFRESH_S = 0.01  # between two refreshes of all ranks at least, however many units end
 
 
@@ -34,12 +36,15 @@ class Queue:
         book: Book,
         order: Order,
         config: ApplicationsConfig,
+        rates: Callable[[], Rates],
         clock: Callable[[], float],
     ) -> None:
+        """``rates``: what tokens cost now."""
         self._backend = backend
         self._book = book
         self._order = order
         self._config = config
+        self._rates = rates
         self._clock = clock
         self._asked: dict[str, Asked] = {}
         self._turns: dict[Asked, asyncio.Future[None]] = {}
@@ -50,6 +55,7 @@ class Queue:
         self._refreshing: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._between_ends_s = Rate(1.0)
+        self._tokens = Rate(ASSUMED_TOKENS)
         self._ended_s = clock()
 
     def tagged(self, tags: Tags) -> Answerer:
@@ -145,7 +151,7 @@ class Queue:
         places = self._replicas * (self._backend.facts.max_sequences + self._config.ahead)
         while self._turns and not self._full:
             asked = turn(self._turns)
-            if not may_go(asked, self._running, places, self._order):
+            if not may_go(asked, self._running, places, self._order, self._back_s):
                 return
             self._running[asked] = None
             turn_comes = self._turns.pop(asked)
@@ -194,6 +200,7 @@ class Queue:
             cached_tokens=asked.cached,
             failed=failed,
         )
+        self._tokens.add(asked.ask.prompt_tokens + asked.generated, 1)
         self._between_ends_s.add(max(0.0, now_s - self._ended_s), 1)
         self._ended_s = now_s
         self._full = False
@@ -219,7 +226,12 @@ class Queue:
             telling.add_done_callback(self._telling.discard)
 
     def _level(self, asked: Asked, before: int | None) -> int:
-        return level(asked.place, before, self._order, self._config.order.margin)
+        return level(asked.place, before, self._order, self._back_s)
+
+    @property
+    def _back_s(self) -> float:
+        """What it costs to compute once more what a request has had, on average."""
+        return max(LEAST_S, self._rates().prefill_token_s * self._tokens.each)
 
     @property
     def _replicas(self) -> int:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from serving.request import Request
 from serving.scheduling.applications.live import Ask, Live
-from serving.scheduling.applications.order import LEAST_S, Order, Place
+from serving.scheduling.applications.order import Order, Place
 
 MOST_OVERTAKING = 2  # times what engines hold is sent there at most, so that the first can overtake
-LEAST_MARGIN = 0.01
+STEP = 2.0  # of ranks, from one priority of an engine to the next
 _AHEAD = 1 << 20  # levels of who had more than its part
 
 
@@ -52,7 +52,9 @@ def turn(waiting: Iterable[Asked]) -> Asked:
     return min(own, key=lambda asked: (asked.request.priority, asked.place))
 
 
-def may_go(asked: Asked, running: Iterable[Asked], places: int, order: Order) -> bool:
+def may_go(
+    asked: Asked, running: Iterable[Asked], places: int, order: Order, back_s: float
+) -> bool:
     """Whether engines with ``places`` for answers have one for ``asked``.
 
     Those that would give way to it take none; some of them do give way, in the engine. A request
@@ -64,18 +66,29 @@ def may_go(asked: Asked, running: Iterable[Asked], places: int, order: Order) ->
         return True
     if not order.preempts or held + asked.request.n > MOST_OVERTAKING * places:
         return False
-    ahead = sum(each.answers for each in running if not order.gives_way(each.place, asked.place))
+    ahead = sum(
+        each.answers for each in running if not gives_way(each.place, asked.place, order, back_s)
+    )
     return ahead + asked.request.n <= places
 
 
-def level(place: Place, before: int | None, order: Order, margin: float) -> int:
-    """``place`` as a priority of engines, where lower goes first: one more for each ``margin`` by
-    which the rank grows. It stays what it was ``before`` while the rank moves by less than that.
+def gives_way(running: Place, waiting: Place, order: Order, back_s: float) -> bool:
+    """Whether it is worth it: as ``order`` has it, and by a level (see ``level``)."""
+    if not order.gives_way(running, waiting):
+        return False
+    return running.ahead or running.rank + back_s > STEP * (waiting.rank + back_s)
+
+
+def level(place: Place, before: int | None, order: Order, back_s: float) -> int:
+    """``place`` as a priority of engines, where lower goes first.
+
+    ``back_s``: what it costs to bring back who gave way. One more for each time that rank and cost
+    together double: small work is not worth interrupting, nor are two that are about as large to
+    take turns. It stays what it was ``before`` while the rank moves by less than that.
     """
     if not order.preempts:
         return 0
-    exact = math.log(max(place.rank, LEAST_S) / LEAST_S) / math.log1p(max(margin, LEAST_MARGIN))
-    exact += _AHEAD * place.ahead
+    exact = math.log(1 + max(place.rank, 0.0) / back_s, STEP) + _AHEAD * place.ahead
     if before is not None and abs(exact - before) < 1:
         return before
     return math.floor(exact)
