@@ -58,6 +58,7 @@ RAY = (
     "serving/app/test_app.py",
     "serving/app/test_live.py",
     "serving/app/test_placed.py",
+    "serving/app/test_losses.py",
     "serving/app/test_deployed.py",
     "serving/app/test_acceptance.py",
 )
