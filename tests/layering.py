@@ -150,6 +150,7 @@ PURE = frozenset(
         "serving.caches.prefix.none",
         "serving.caches.prefix.protocol",
         "serving.caches.prefix.radix",
+        "serving.caches.prefix.tiered",
         "serving.errors",
         "serving.lora.cold",
         "serving.lora.costs",

@@ -120,10 +120,12 @@ def engine_config(
     lora: dict[str, object] | None = None,
     kernels: str = "auto",
     swap_blocks: int = 0,
+    host_blocks: int = 0,
     **scheduling: object,
 ) -> EngineConfig:
     """An engine of ``blocks`` blocks, if a token's keys and values take ``token_bytes``; with
-    ``swap_blocks``, everything that is preempted goes there as long as there is room."""
+    ``swap_blocks``, everything that is preempted goes there as long as there is room, with
+    ``host_blocks`` what the prefix cache gives up."""
     block_gib = block_tokens * token_bytes / 2**30
     return EngineConfig(
         model=str(folder),
@@ -141,6 +143,7 @@ def engine_config(
                 "prefix": prefix,
                 "swap_gib": (swap_blocks + 0.5) * block_gib if swap_blocks else 0.0,
                 "swap": "always" if swap_blocks else "cheaper",
+                "host_prefix_gib": (host_blocks + 0.5) * block_gib if host_blocks else 0.0,
             }
         ),
         scheduling=SchedulingConfig.model_validate(scheduling),

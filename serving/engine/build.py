@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from hecate.errors import ConfigError
 from hecate.folders import cache_folder
 from hecate.models.tokenizer import model_tokenizer
-from serving.caches.prefix import PREFIX_CACHES, PrefixCache
+from serving.caches.prefix import PREFIX_CACHES, PrefixCache, TieredPrefix
 from serving.engine.adapters import EngineAdapters
 from serving.engine.compiled import fastest_forward
 from serving.engine.config import EngineConfig, MemoryConfig
@@ -137,10 +137,14 @@ def assemble(
         eos_token_ids=eos_token_ids,
         embeds=True,
     )
-    prefix = PREFIX_CACHES[memory.prefix](pool)
-    swapping = _Swapping(TieredKV(kv), Preemption(pool, prefix), None)
-    if memory.swap_gib:
-        swapping = _swapping(memory, loaded, kv, pool, prefix)
+    below = _below(memory, loaded, kv)
+    prefix: PrefixCache = PREFIX_CACHES[memory.prefix](pool)
+    if below.prefix_blocks:
+        host = BlockPool(below.prefix_blocks, memory.block_tokens, Tier.HOST)
+        prefix = TieredPrefix(pool, host, first=below.swap_blocks)
+    swapping = _Swapping(below.kv, Preemption(pool, prefix), None)
+    if below.swap_blocks:
+        swapping = _swapping(memory, below, pool, prefix)
     scheduler = Scheduler(config.scheduling, pool, prefix, swapping.preemption)
     forward: Forward = HuggingFaceForward(model, kv)
     if config.kernels == "auto":
@@ -178,32 +182,49 @@ class _Swapping:
     recovery: RecoveryCosts | None
 
 
-def _swapping(
-    memory: MemoryConfig, loaded: LoadedModel, kv: PagedKV, pool: BlockPool, prefix: PrefixCache
-) -> _Swapping:
-    """With room in the host's memory for what is preempted."""
+@dataclass(frozen=True)
+class _Below:
+    """The host's memory for blocks: first those for what is preempted, then those of prefixes."""
+
+    kv: TieredKV
+    swap_blocks: int = 0
+    prefix_blocks: int = 0
+
+
+def _below(memory: MemoryConfig, loaded: LoadedModel, kv: PagedKV) -> _Below:
     block_bytes = bytes_per_block(loaded.layers, memory.block_tokens, loaded.model.dtype)
-    num_blocks = int(memory.swap_gib * 2**30) // block_bytes
-    if not num_blocks:
-        raise ConfigError(
-            "engine.memory.swap_gib is too little",
-            got=f"{memory.swap_gib} GiB",
-            expected=f"at least one block of {block_bytes} bytes, or 0",
-            fix="raise engine.memory.swap_gib, or leave it out",
-        )
+    counts = []
+    for name, gib in (("swap_gib", memory.swap_gib), ("host_prefix_gib", memory.host_prefix_gib)):
+        num_blocks = int(gib * 2**30) // block_bytes
+        if gib and not num_blocks:
+            raise ConfigError(
+                f"engine.memory.{name} is too little",
+                got=f"{gib} GiB",
+                expected=f"at least one block of {block_bytes} bytes, or 0",
+                fix=f"raise engine.memory.{name}, or leave it out",
+            )
+        counts.append(num_blocks)
+    if not any(counts):
+        return _Below(TieredKV(kv))
     host = HostBlocks(
         loaded.layers,
-        num_blocks=num_blocks,
+        num_blocks=sum(counts),
         block_tokens=memory.block_tokens,
         dtype=loaded.model.dtype,
         pinned=kv.device.type == "cuda",
     )
-    tiered = TieredKV(kv, host)
-    swap = SwapSpace(pool, BlockPool(num_blocks, memory.block_tokens, Tier.HOST))
+    return _Below(TieredKV(kv, host), *counts)
+
+
+def _swapping(
+    memory: MemoryConfig, below: _Below, pool: BlockPool, prefix: PrefixCache
+) -> _Swapping:
+    """With room in the host's memory for what is preempted."""
+    swap = SwapSpace(pool, BlockPool(below.swap_blocks, memory.block_tokens, Tier.HOST))
     recovery = RecoveryCosts()
-    _measure_copies(tiered, recovery, min(_MEASURED_BLOCKS, pool.total, num_blocks))
+    _measure_copies(below.kv, recovery, min(_MEASURED_BLOCKS, pool.total, below.swap_blocks))
     choice: Choice = AlwaysSwap() if memory.swap == "always" else recovery
-    return _Swapping(tiered, Preemption(pool, prefix, swap, choice), recovery)
+    return _Swapping(below.kv, Preemption(pool, prefix, swap, choice), recovery)
 
 
 def _measure_copies(kv: TieredKV, recovery: RecoveryCosts, blocks: int) -> None:

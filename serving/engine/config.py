@@ -17,6 +17,9 @@ class MemoryConfig(Config):
     ``swap_gib``: of the host's memory, for those of answers that gave way to more urgent ones; what
     finds no room there is computed again, and everything with 0. ``swap``: where copying them costs
     less than computing them again, as measured (``cheaper``), or ``always``.
+
+    ``host_prefix_gib``: of the host's memory, for what the prefix cache has to give up on the
+    device; 0 for none.
     """
 
     kv_gib: float = Field(default=1.0, gt=0)
@@ -24,11 +27,16 @@ class MemoryConfig(Config):
     prefix: Literal["radix", "none"] = "radix"
     swap_gib: float = Field(default=0.0, ge=0)
     swap: Literal["cheaper", "always"] = "cheaper"
+    host_prefix_gib: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _swaps_somewhere(self) -> Self:
         if self.swap == "always" and not self.swap_gib:
             raise ValueError("swap always has no effect with swap_gib 0; set swap_gib too")
+        if self.host_prefix_gib and self.prefix != "radix":
+            raise ValueError(
+                f"host_prefix_gib has no effect with prefix {self.prefix}; set prefix radix"
+            )
         return self
 
 

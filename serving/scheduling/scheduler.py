@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from serving.caches.prefix.protocol import PrefixCache
 from serving.memory.blocks import BlockPool
 from serving.memory.tables import BlockTable
-from serving.memory.tiers import BlockCopy
+from serving.memory.tiers import BlockCopy, Transfer
 from serving.request import NO_LOGPROBS, Request
 from serving.scheduling.config import SchedulingConfig
 from serving.scheduling.decisions import Chunk, ScheduleDecision, transfers
@@ -120,7 +120,8 @@ class Scheduler:
             if room:
                 step.add(sequence)
         step.chunks.sort(key=lambda chunk: chunk.stop - chunk.start > 1)
-        moved = transfers(step.out, step.copies, step.back)
+        lowered, raised = self._prefix.moved()
+        moved = transfers([*step.out, *lowered], step.copies, [*step.back, *raised])
         gone = tuple(overtaken + preempted)
         return ScheduleDecision(tuple(step.chunks), moved, tuple(admitted), gone)
 
@@ -135,6 +136,17 @@ class Scheduler:
             sequence.reached = max(sequence.reached, chunk.stop)
             if chunk.stop - chunk.start > 1 or chunk.stop == len(sequence.request.prompt):
                 self._publish(sequence)
+
+    def fetch(self, scope: bytes, tokens: list[int]) -> tuple[Transfer, ...]:
+        """Have on the device what there is of a prompt that is expected; the copies that it takes,
+        to be run before the next step."""
+        self._pool.release(self._prefix.match(scope, tokens))
+        out, back = self._prefix.moved()
+        return transfers(out, (), back)
+
+    def touch(self, scope: bytes, tokens: list[int]) -> None:
+        """Of a prompt that is expected, what there is gives way later than what was used before."""
+        self._prefix.touch(scope, tokens)
 
     def fork(self, sequence: Sequence) -> list[Sequence]:
         """The other answers of a request whose prompt is computed, over the same blocks."""

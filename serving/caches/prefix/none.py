@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serving.memory.blocks import BlockPool
+from serving.memory.tiers import BlockCopy
 
 
 class NoPrefix:
@@ -27,3 +28,9 @@ class NoPrefix:
 
     def evict(self, count: int) -> int:
         return 0
+
+    def touch(self, scope: bytes, tokens: Sequence[int]) -> None:
+        pass
+
+    def moved(self) -> tuple[tuple[BlockCopy, ...], tuple[BlockCopy, ...]]:
+        return (), ()

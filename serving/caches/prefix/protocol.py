@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
+from serving.memory.tiers import BlockCopy
+
 
 class PrefixCache(Protocol):
     """Blocks by the tokens that they hold, from a prompt's first on; full blocks only.
@@ -36,6 +38,15 @@ class PrefixCache(Protocol):
 
     def evict(self, count: int) -> int:
         """Free up to ``count`` blocks that nobody else holds; how many were freed."""
+        ...
+
+    def touch(self, scope: bytes, tokens: Sequence[int]) -> None:
+        """What is there of the beginning of ``tokens`` counts as used now."""
+        ...
+
+    def moved(self) -> tuple[tuple[BlockCopy, ...], tuple[BlockCopy, ...]]:
+        """What has to be copied to the host's memory, before all else, and back from it, last, for
+        what was evicted and matched since the last call; before anything more is computed."""
         ...
 
 

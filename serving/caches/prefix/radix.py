@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from serving.memory.blocks import BlockPool
+from serving.memory.tiers import BlockCopy
 
 _Tokens = tuple[int, ...]
 
@@ -91,6 +92,14 @@ class RadixPrefix:
         for node in held:
             self._push(node)
         return freed
+
+    def touch(self, scope: bytes, tokens: Sequence[int]) -> None:
+        self._uses += 1
+        for node in self._path(scope, tokens):
+            node.last_use = self._uses
+
+    def moved(self) -> tuple[tuple[BlockCopy, ...], tuple[BlockCopy, ...]]:
+        return (), ()
 
     def _path(self, scope: bytes, tokens: Sequence[int]) -> Iterator[_Node]:
         """The nodes of the longest beginning of ``tokens`` that is there."""

@@ -217,3 +217,31 @@ def test_blocks_go_to_the_host_and_back_whole() -> None:
         for block in there:
             assert torch.equal(blocks[7 - block], old[block])
         assert torch.equal(blocks[1], old[0]) and not blocks[3].any()
+
+
+@pytest.mark.parametrize("swap_blocks", [0, 40])
+def test_answers_do_not_depend_on_prefixes_that_were_in_the_hosts_memory(
+    swap_blocks: int, tmp_path: Path
+) -> None:
+    """The same prompts again and again, over a device that holds a few of them."""
+    bytes_each = token_bytes(save_served(tmp_path, "qwen3"))
+    prompts = _prompts()
+
+    async def ask(engine: Engine) -> tuple[list[Answers], EngineLoad]:
+        rounds = []
+        for number in range(3):
+            asked = [
+                Request(f"{number}-{i}", prompt, greedy(6, logprobs=2))
+                for i, prompt in enumerate(prompts)
+            ]
+            found = await answer_all(engine, asked)
+            rounds.append({(name[2:], index): answer for (name, index), answer in found.items()})
+        return rounds, engine.load()
+
+    config = {"token_bytes": bytes_each, "swap_blocks": swap_blocks, **SMALL}
+    (expected, *_), _ = with_engine(engine_config(tmp_path, token_bytes=bytes_each, **LARGE), ask)
+    (_, _, without), load = with_engine(engine_config(tmp_path, **config), ask)
+    rounds, with_host = with_engine(engine_config(tmp_path, host_blocks=200, **config), ask)
+    for found in (without, *rounds):
+        _assert_equal(found, expected)
+    assert with_host.prefix_hit_tokens_total > 1.5 * load.prefix_hit_tokens_total
