@@ -39,7 +39,14 @@ ARROWS: dict[str, frozenset[str]] = {
         }
     ),
     "hecate.bench": frozenset(
-        {"hecate.train", "hecate.doctor", "hecate.simulate", "serving.bench", "serving.app"}
+        {
+            "hecate.train",
+            "hecate.doctor",
+            "hecate.simulate",
+            "serving.bench",
+            "serving.app",
+            "serving.client",
+        }
     ),
     "hecate.simulate": frozenset({"hecate.planner"}),
     "hecate.train": frozenset(
@@ -97,6 +104,8 @@ PURE = frozenset(
         "hecate.bench.gittins.simulator",
         "hecate.bench.gittins.steps",
         "hecate.bench.gittins.workload",
+        "hecate.bench.gittins.applications.draws",
+        "hecate.bench.gittins.applications.search",
         "hecate.bench.gittins.prewarm.adapters",
         "hecate.bench.gittins.prewarm.claims",
         "hecate.bench.gittins.prewarm.containers",
@@ -284,6 +293,8 @@ OPTIONAL: dict[str, frozenset[str]] = {
     "prometheus_client": frozenset({"serving/api/metrics.py"}),
     "openai": frozenset(
         {
+            "hecate/bench/gittins/applications/run.py",
+            "hecate/bench/gittins/applications/served.py",
             "serving/client/application.py",
             "serving/client/instance.py",
             "serving/client/reports.py",

@@ -13,6 +13,7 @@
 | figures.py | decides | when each was done -> rows and summary |
 | mg1.py | decides | one server -> what is measured beside theory |
 | real.py | executes | the native engine: its steps, and instances on it |
+| applications/ | executes | five real applications with real tools, on a server |
 | prewarm/ | decides | the same on a coarse engine -> hits of caches, starts that are hidden |
 """
 
