@@ -282,6 +282,7 @@ OPTIONAL: dict[str, frozenset[str]] = {
             "hecate/bench/serve/stack.py",
             "hecate/bench/soak/clients.py",
             "hecate/bench/soak/run.py",
+            "hecate/bench/lora/replicas.py",
         }
     ),
     "fastapi": frozenset(

@@ -13,11 +13,13 @@ FIRST_TOKEN = 16  # ids below it may be special
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: when it is sent, its tokens, and how many it gets back."""
+    """A request: when it is sent, its tokens, and how many it gets back. ``adapter``: a name, or
+    empty for the model itself."""
 
     at_s: float
     prompt: tuple[int, ...]
     output_tokens: int
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def total_tokens(asked: Iterable[Asked]) -> int:
 
 
 def as_json(asked: Sequence[Asked]) -> list[list[object]]:
-    """For a worker in another process; ``from_json`` reads it."""
+    """For a worker in another process, which has no adapters; ``from_json`` reads it."""
     return [[each.at_s, list(each.prompt), each.output_tokens] for each in asked]
 
 

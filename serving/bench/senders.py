@@ -20,7 +20,8 @@ def to_engine(engine: Dispatcher) -> Send:
 
     async def send(asked: Asked) -> AsyncIterator[int]:
         sampling = Sampling(asked.output_tokens, temperature=0.0, ignore_eos=True)
-        request = Request(f"bench-{next(numbers)}", asked.prompt, sampling)
+        name = f"bench-{next(numbers)}"
+        request = Request(name, asked.prompt, sampling, adapter=asked.adapter)
         async for delta in await engine.open(request):
             if delta.finish in (Finish.FAILED, Finish.CANCELLED):
                 raise RuntimeError(delta.error or "cancelled")
@@ -37,7 +38,7 @@ def to_server(session: aiohttp.ClientSession, url: str, model: str) -> Send:
 
     async def send(asked: Asked) -> AsyncIterator[int]:
         body = {
-            "model": model,
+            "model": f"{model}:{asked.adapter}" if asked.adapter else model,
             "prompt": list(asked.prompt),
             "max_tokens": asked.output_tokens,
             "temperature": 0.0,

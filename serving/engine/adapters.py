@@ -91,6 +91,16 @@ class EngineAdapters:
         """Check the adapter in ``folder``. Raises ``InvalidAdapter``."""
         return self._store.read(name, folder)
 
+    @property
+    def on_device(self) -> int:
+        """Adapters that have a slot."""
+        return len(self._gate.seated)
+
+    @property
+    def loads_total(self) -> int:
+        """Adapters that were brought to the device, as often as they were."""
+        return sum(self.cold_total.values())
+
     def residency(self) -> Residency:
         """Where adapters are; for any thread."""
         return Residency(self._gate.seated, self._store.on_host)

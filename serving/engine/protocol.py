@@ -40,6 +40,7 @@ class EngineLoad:
     Of ``preemptions_total``, ``swap_outs_total`` had their blocks copied to the host, where
     ``swapped_blocks`` are now; ``recomputed_tokens_total`` were lost and computed once more.
     ``busy_s_total``: seconds in steps; 0 where an engine cannot tell.
+    ``adapters_on_device``: with those on their way there; ``adapter_loads_total`` were brought.
     """
 
     waiting: int
@@ -59,6 +60,8 @@ class EngineLoad:
     swap_ins_total: int = 0
     recomputed_tokens_total: int = 0
     busy_s_total: float = 0.0
+    adapters_on_device: int = 0
+    adapter_loads_total: int = 0
 
 
 class Engine(Protocol):

@@ -259,6 +259,8 @@ class Worker:
             swap_ins_total=preemption.swap_ins_total,
             recomputed_tokens_total=scheduler.recomputed_tokens_total,
             busy_s_total=self._busy_s,
+            adapters_on_device=0 if self.adapters is None else self.adapters.on_device,
+            adapter_loads_total=0 if self.adapters is None else self.adapters.loads_total,
         )
 
     def _score(self, logits_RV: torch.Tensor, scoring: list[tuple[Sequence, int]]) -> None:

@@ -6,7 +6,9 @@
 | run.py | executes | all of it -> a report |
 | workload.py | decides | adapters' popularity and ranks, arrivals |
 | engines.py | executes | an engine in this process, asked -> rates and latencies |
-| placed.py | decides | requests over simulated replicas -> who met the objective |
+| placement.py | executes | policies, on real replicas and simulated ones -> who met the objective |
+| replicas.py | executes | requests to two replicas of `hecate serve` -> how long they took |
+| placed.py | decides | requests over simulated replicas -> the same |
 """
 
 from hecate.bench.lora.entry import bench_lora

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hecate.bench.lora.workload import Ask
@@ -71,20 +71,14 @@ class Asked:
         await self.times([Ask(0.0, adapter) for adapter in adapters])
         return len(adapters) * self._job.answer / (time.perf_counter() - begun_s)
 
-    async def decode_s(self, adapters: Sequence[int]) -> float:
-        """The median step in which every one of them decodes."""
+    async def bring(self, adapters: Iterable[int]) -> None:
+        """Have each of ``adapters`` on the device, where there is room."""
+        brief = replace(self._job, prompt=1, answer=1)
         for adapter in adapters:
-            await self._engine.submit(self._request(adapter)[1])
-        stamps: list[float] = []
-        left = len(adapters)
-        async for deltas in self._engine.steps():
-            if len(deltas) == len(adapters):
-                stamps.append(time.perf_counter())
-            left -= sum(delta.finish is not None for delta in deltas)
-            if not left:
-                break
-        gaps = sorted(b - a for a, b in zip(stamps, stamps[1:], strict=False))
-        return gaps[len(gaps) // 2]
+            await self._engine.submit(self._request(adapter, brief)[1])
+            async for deltas in self._engine.steps():
+                if any(delta.finish is not None for delta in deltas):
+                    break
 
     async def times(self, asks: Sequence[Ask]) -> list[Times]:
         """Each request's, sent when it comes whatever became of those before."""
@@ -95,7 +89,7 @@ class Asked:
         begun_s = time.perf_counter()
         for ask in asks:
             await asyncio.sleep(max(0.0, begun_s + ask.at_s - time.perf_counter()))
-            name, request = self._request(ask.adapter)
+            name, request = self._request(ask.adapter, self._job)
             came[name] = time.perf_counter()
             await self._engine.submit(request)
         await reading
@@ -114,10 +108,9 @@ class Asked:
             if len(done) == count:
                 return
 
-    def _request(self, adapter: int) -> tuple[str, Request]:
+    def _request(self, adapter: int, job: Job) -> tuple[str, Request]:
         self._count += 1
         name = f"r{self._count}"
-        job = self._job
         tokens = tuple(self._rng.randrange(16, job.vocabulary) for _ in range(job.prompt))
         sampling = Sampling(max_tokens=job.answer, temperature=0.0, ignore_eos=True)
         named = "" if adapter == BASE else f"{adapter}"

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import statistics
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,26 +16,26 @@ from pathlib import Path
 import torch
 
 from hecate.bench.lora.engines import BASE, Asked, Job, Times
-from hecate.bench.lora.placed import place
+from hecate.bench.lora.placement import measure_placement
 from hecate.bench.lora.workload import arrivals, brief_prompt, popularity, rank_of
 from hecate.bench.report import BenchOptions, Report, Row
 from hecate.bench.serve.models import MODELS, write_model
 from serving.bench.adapters import write_adapters
 from serving.lora.config import LoraConfig
-from serving.lora.placement import RankAware, baselines
-from serving.lora.step_model import StepModel, fit
+from serving.lora.slots import slot_class
 
 MODEL = "86m"
 PROMPT, ANSWER = 128, 32
 BRIEF_ANSWER = 4  # of the open loops, with brief prompts: a load is then no small part of an answer
 WAYS = ("wait", "pipeline", "assist", "auto")
-SIMULATED = 60
+MAX_RANK = 64
 
 
 @dataclass(frozen=True)
 class Pace:
     """``requests``: of each open loop; ``load``: as a share of what the engine can do; ``slots``:
-    in those in which adapters are cold."""
+    in those in which adapters are cold. ``placed``: requests to simulated replicas, ``real`` to
+    real ones."""
 
     adapters: int
     rounds: int
@@ -44,10 +45,11 @@ class Pace:
     throttle_ms: float
     slots: int
     placed: int
+    real: int
 
 
-WHOLE = Pace(128, 3, 32, 192, 0.3, 80.0, 4, 6000)
-QUICK = Pace(32, 1, 8, 48, 0.3, 80.0, 2, 1000)
+WHOLE = Pace(512, 3, 32, 192, 0.3, 80.0, 4, 6000, 192)
+QUICK = Pace(32, 1, 8, 48, 0.3, 80.0, 2, 1000, 32)
 
 
 def run_bench(options: BenchOptions) -> Report:
@@ -64,9 +66,25 @@ def run_bench(options: BenchOptions) -> Report:
         job = Job(base, adapters, PROMPT, ANSWER, model.vocab_size, "bfloat16")
         os.sched_setaffinity(0, {cores[0]})
         try:
-            return asyncio.run(_measure(job, pace, cores[-1]))
+            report = asyncio.run(_measure(job, pace, cores[-1]))
         finally:
             os.sched_setaffinity(0, cores)
+        placed = measure_placement(
+            job,
+            popularity(pace.adapters),
+            folder,
+            slots=pace.slots,
+            throttle_ms=pace.throttle_ms,
+            simulated=pace.placed,
+            real=pace.real,
+            say=lambda what: print(f"  {what}", file=sys.stderr, flush=True),
+        )
+        return replace(
+            report,
+            rows=(*report.rows, *placed.rows),
+            summary={**report.summary, **placed.summary},
+            notes=(*report.notes, *placed.notes),
+        )
 
 
 async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
@@ -78,7 +96,6 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             base_rates.append(await resident.rate([BASE] * pace.batch))
             rates.append(await resident.rate(drawn))
             ratios.append(rates[-1] / base_rates[-1])
-        steps = await _step_model(resident, pace, job)
     rows: list[Row] = [
         {"what": "base, offline", "tokens_s": statistics.median(base_rates)},
         {
@@ -116,7 +133,6 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             await cold.close()
         means[way] = statistics.mean(each.whole_s for each in times)
         rows.append(_latency(f"cold, {way}", times, warm_s))
-    placed_rows, attained = _placed(steps, pace, job, shares)
     return Report(
         "lora",
         {
@@ -137,20 +153,19 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             "first_ms": "first token ms",
             "whole_ms": "answer ms",
             "ratio": "ratio",
+            "cold": "loads",
             "attained": "SLO met",
         },
-        (*rows, *placed_rows),
+        tuple(rows),
         {
             "resident_vs_base": statistics.median(ratios),
             "cold_vs_resident": means["auto"] / warm_s,
             "load_then_run_vs_resident": means["wait"] / warm_s,
-            "slo_attainment": attained,
         },
         (
             f"the slow tier is a load that takes {pace.throttle_ms:.0f} ms at least; the fast one "
             "packed slots in the same memory: this machine has no device",
             "cold figures count only where load-then-run is 1.3 times slower than resident",
-            f"placement is simulated, {SIMULATED} replicas with the steps measured here",
         ),
     )
 
@@ -158,10 +173,12 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
 @asynccontextmanager
 async def _resident(job: Job, pace: Pace) -> AsyncIterator[Asked]:
     """An engine that has every adapter on the device."""
-    engine = Asked(job, LoraConfig(slots=pace.adapters, host_cache_mib=4096))
+    rows = sum(slot_class(rank_of(number)) for number in range(pace.adapters))
+    engine = Asked(job, LoraConfig(slots=-(-rows // MAX_RANK), host_cache_mib=4096))
     await engine.start()
     try:
-        await engine.rate(list(range(pace.adapters)))
+        await engine.bring(range(pace.adapters))
+        await engine.rate([BASE, 0])  # what only the first steps do
         yield engine
     finally:
         await engine.close()
@@ -177,64 +194,3 @@ def _latency(what: str, times: Sequence[Times], warm_s: float) -> Row:
         "whole_ms": mean_s * 1000,
         "ratio": mean_s / warm_s,
     }
-
-
-async def _step_model(engine: Asked, pace: Pace, job: Job) -> StepModel:
-    """The linear models of this engine's steps (2401.11240, section 5), profiled."""
-    decode = []
-    for rows in (1, 4, 16):
-        for rank in (0, 8, 64):
-            adapter = BASE if not rank else {8: 0, 64: 3}[rank]
-            seconds = await engine.decode_s([adapter] * rows)
-            decode.append(((1.0, float(rows), float(rows * rank)), seconds))
-    base_s, row_s, rank_s = fit(decode).weights
-    first_s = statistics.median([(await engine.rate([BASE])) for _ in range(3)])
-    one_s = job.answer / first_s - job.answer * (base_s + row_s)
-    return StepModel(
-        base_s,
-        row_s,
-        rank_s,
-        prefill_base_s=0.0,
-        prefill_token_s=max(1e-6, one_s / job.prompt),
-        prefill_token_rank_s=rank_s,
-        load_base_s=pace.throttle_ms / 1000,
-        load_rank_s=0.0,
-    )
-
-
-def _placed(
-    model: StepModel, pace: Pace, job: Job, shares: Sequence[float]
-) -> tuple[list[Row], float]:
-    most = 16
-    ranks = [rank_of(n) for n in range(len(shares))]
-    mean_rank = sum(share * rank for share, rank in zip(shares, ranks, strict=True))
-    busy_s = model.decode([round(mean_rank)] * most)
-    each_s = job.answer * busy_s / most + model.prefill([(job.prompt, round(mean_rank))])
-    asks = arrivals(pace.placed, 0.8 * SIMULATED / each_s, shares, random.Random(3).random)
-    slo_s = 2.0 * (busy_s + each_s / job.answer)
-    policies = {"rank_aware": RankAware(model, slo_s)}
-    made = {name: make() for name, make in baselines(random.Random(0).shuffle).items()}
-    rows: list[Row] = []
-    attained = 0.0
-    for name, policy in {**policies, **made}.items():
-        found = place(
-            asks,
-            policy,
-            model,
-            replicas=SIMULATED,
-            prompt=job.prompt,
-            answer=job.answer,
-            most=most,
-            slo_s=slo_s,
-        )
-        if name == "rank_aware":
-            attained = found.attained
-        rows.append(
-            {
-                "what": f"placement: {name}",
-                "whole_ms": found.token_s * 1000 * job.answer,
-                "attained": found.attained,
-                "simulated": True,
-            }
-        )
-    return rows, attained
