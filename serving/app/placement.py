@@ -39,6 +39,8 @@ class _Sent:
 @dataclass
 class _Known:
     standing: Standing = Standing(-1, 0)
+    resident: frozenset[str] = frozenset()  # its adapters, for many requests between two reports
+    host: frozenset[str] = frozenset()
     heard_s: float = 0.0
     sent: list[_Sent] = field(default_factory=list)
     probes: int = 0
@@ -55,8 +57,8 @@ class _Known:
             name,
             standing.running,
             (*standing.queued, *((each.prompt_tokens, each.rank) for each in wanted)),
-            frozenset(standing.resident).union(each.adapter for each in wanted),
-            frozenset(standing.host),
+            self.resident.union(each.adapter for each in wanted),
+            self.host,
             standing.most,
         )
 
@@ -84,6 +86,7 @@ class ReplicaOrder:
         if known.standing.number == standing.number:
             return
         known.standing = standing
+        known.resident, known.host = frozenset(standing.resident), frozenset(standing.host)
         known.heard_s = self._clock()
         for each in known.sent:
             each.reports += 1

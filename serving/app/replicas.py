@@ -230,7 +230,7 @@ class Replicas:
             in_brief(found.digest) if found else "",
             found.rank if found else 0,
             len(request.prompt),
-            request.sampling.max_tokens,
+            max(1, request.sampling.max_tokens),
             request.n,
         )
 
