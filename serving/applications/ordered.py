@@ -13,11 +13,11 @@ from hecate.errors import StorageError
 from serving.api import Answerer, Backend
 from serving.applications.calibration import Calibration
 from serving.applications.config import ApplicationsConfig
-from serving.applications.history_file import load, save
 from serving.applications.queue import Queue
 from serving.applications.view import graph, instance
 from serving.scheduling.applications.book import Book
 from serving.scheduling.applications.demand import Rates
+from serving.scheduling.applications.history_file import load, save
 from serving.scheduling.applications.order import Order
 from serving.scheduling.applications.policies import POLICIES
 from serving.scheduling.applications.tags import Tags

@@ -45,7 +45,7 @@ async def engine_of(folder: Path, dtype: str, sequences: int) -> AsyncIterator[E
     engine = build_engine(
         EngineConfig(
             model=str(folder),
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=dtype,
             device="cpu",
             threads=1,
             max_waiting=100_000,
@@ -125,7 +125,8 @@ async def serve(
     book.restore(history)
     queue = None
     if policy:
-        queue = Queue(dispatcher, book, Order(POLICIES[policy](book), order), config, clock)
+        order_of = Order(POLICIES[policy](book), order)
+        queue = Queue(dispatcher, book, order_of, config, lambda: rates, clock)
     background = [asyncio.ensure_future(dispatcher.run())]
     if queue is not None:
         background.append(asyncio.ensure_future(_ticking(queue)))

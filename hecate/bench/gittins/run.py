@@ -24,6 +24,7 @@ from hecate.bench.gittins.matrix import (
     LOADS,
     POISSON,
     REQUEST_FCFS,
+    Found,
     Setting,
     Stage,
     learnt,
@@ -166,7 +167,7 @@ def simulate(
     traces: dict[str, list[float]],
     saturation: float,
     say: Say,
-) -> list[figures.Found]:
+) -> list[Found]:
     """Every setting, all seeds at once on as many cores as there are."""
     arrivals = (POISSON, *traces)
     each = [
@@ -181,7 +182,7 @@ def simulate(
         count=pace.count,
         saturation=saturation,
     )
-    found: list[figures.Found] = []
+    found: list[Found] = []
     with ProcessPoolExecutor(min(len(each), len(os.sched_getaffinity(0)))) as pool:
         for number, part in enumerate(pool.map(run, each), 1):
             found += part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +71,11 @@ class Asked:
         begun_s = time.perf_counter()
         await self.times([Ask(0.0, adapter) for adapter in adapters])
         return len(adapters) * self._job.answer / (time.perf_counter() - begun_s)
+
+    async def prompt_token_s(self) -> float:
+        """Seconds that a token of a prompt takes, by the first token of requests alone."""
+        alone_s = [(await self.times([Ask(0.0, BASE)]))[0].first_s for _ in range(3)]
+        return statistics.median(alone_s) / self._job.prompt
 
     async def bring(self, adapters: Iterable[int]) -> None:
         """Have each of ``adapters`` on the device, where there is room."""

@@ -54,7 +54,7 @@ def measure_placement(
     ``shares``, ``slots`` on the device of each replica. ``folder``: for files."""
     engine = EngineConfig(
         model=str(job.model),
-        dtype=job.dtype,  # type: ignore[arg-type]
+        dtype=job.dtype,
         device="cpu",
         threads=1,
         max_waiting=4096,

@@ -96,6 +96,7 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             base_rates.append(await resident.rate([BASE] * pace.batch))
             rates.append(await resident.rate(drawn))
             ratios.append(rates[-1] / base_rates[-1])
+        prompt_token_s = await resident.prompt_token_s()
     rows: list[Row] = [
         {"what": "base, offline", "tokens_s": statistics.median(base_rates)},
         {
@@ -104,7 +105,7 @@ async def _measure(job: Job, pace: Pace, helper_core: int) -> Report:
             "ratio": statistics.median(ratios),
         },
     ]
-    prompt = brief_prompt(steps.prefill_token_s, pace.throttle_ms / 1000)
+    prompt = brief_prompt(prompt_token_s, pace.throttle_ms / 1000)
     brief = replace(job, prompt=prompt, answer=BRIEF_ANSWER)
     async with _resident(brief, pace) as resident:
         capacity = await resident.rate(drawn) / brief.answer
