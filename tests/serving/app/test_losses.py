@@ -37,9 +37,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEP_S = 0.05
 HOLD_STEPS = 200
 WAITING = f"{HOLD} hello there"
-TARGET = 4000  # tokens in flight, of each replica
-PRESSING, LONG = "hello there " * 300, "hello there " * 60  # 1500 and 300 tokens: 75 s and 15 s
-MOST = {PRESSING: 2590, LONG: 310, WAITING: 20}  # tokens of an answer: one that presses is enough
+TARGET = 8000  # tokens in flight, of each replica
+PRESSING = "hello there"  # and then no end
+LONG = "hello there " * 60  # 300 tokens: 15 s
+MOST = {PRESSING: 16_000, LONG: 310, WAITING: 20}  # tokens of an answer: one that presses will do
 
 
 class Stream(threading.Thread):
@@ -53,6 +54,7 @@ class Stream(threading.Thread):
             "prompt": prompt,
             "max_tokens": MOST[prompt],
             "stream": True,
+            "extra_body": {"ignore_eos": prompt == PRESSING},
         }
         self.text = ""
         self.error: openai.OpenAIError | None = None
@@ -127,7 +129,7 @@ class App:
     def states(self) -> dict[str, int]:
         """How many engine replicas are in which of Serve's states."""
         engine = serve.status().applications[APP].deployments["engine"]
-        return {state.name: count for state, count in engine.replica_states.items() if count}
+        return {state: count for state, count in engine.replica_states.items() if count}
 
     def engines(self) -> list[int]:
         """Their process ids, the oldest first."""
@@ -177,7 +179,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         ),
         ingress=IngressConfig(watch_s=0.2, silence_s=20),
     )
-    build = partial(rule_engine, step_s=STEP_S, most=64, max_tokens=4096, hold_steps=HOLD_STEPS)
+    build = partial(rule_engine, step_s=STEP_S, most=64, max_tokens=20_000, hold_steps=HOLD_STEPS)
     ready, stop = threading.Event(), threading.Event()
     failed: list[Exception] = []
 
@@ -240,7 +242,7 @@ async def of_this_process(app: App, kill: Any) -> EngineDead:
     long = tuple(range(10, 110))
     streams: list[AsyncIterator[Delta]] = []
     while len({stream.replica for stream in backend._streams.values()}) < 2:
-        request = Request(f"begun {len(streams)}", long, Sampling(1000))
+        request = Request(f"begun {len(streams)}", long, Sampling(8000))
         streams.append(await backend.open(request))
         assert (await anext(streams[-1])).tokens == (10,)
         assert len(streams) < 40, "they all go to one replica"
