@@ -213,7 +213,6 @@ PURE = frozenset(
         "serving.scheduling.applications.steady",
         "serving.scheduling.applications.tags",
         "serving.scheduling.applications.traces",
-        "serving.scheduling.applications.view",
         "serving.scheduling.costs",
         "serving.scheduling.decisions",
         "serving.scheduling.preemption",

@@ -15,7 +15,6 @@
 | columns.py, points.py | - | traces as columns; each point in them, what was behind and to come |
 | conditioned.py | decides | what an instance has shown -> the points that are like it |
 | drift.py | decides | figures of instances -> how many of the newest are unlike the rest |
-| view.py | - | a graph as people look at it |
 | prospects.py | - | what an instance may still need, as samples |
 | gittins.py | decides | samples, an age -> the index |
 | ranks.py | decides | instances -> their indices, all at once |

@@ -32,7 +32,6 @@ from serving.scheduling.applications.live import Live
 from serving.scheduling.applications.points import NONE, Points, points, signature
 from serving.scheduling.applications.prospects import NOTHING, Prospect
 from serving.scheduling.applications.traces import Kind, Trace, UnitRun
-from serving.scheduling.applications.view import GraphView, view
 
 MOST_UNITS = 64
 OTHER = "(other)"  # all further units of a class that has more
@@ -126,11 +125,6 @@ class PDGraph:
         if rest is None:
             return Prospect(live.ended_s, NOTHING, NOTHING, least_s)
         return Prospect(live.ended_s, rest.work_s, rest.path_s, least_s)
-
-    def view(self) -> GraphView:
-        """For people."""
-        learned = self._current()
-        return view(learned.kept, learned.points, self._names)
 
     def _rest(self, live: Live) -> Rest | None:
         return self._current().conditioned.rest(self._shown(live)) if self.known else None

@@ -9,7 +9,6 @@ from serving.scheduling.applications.demand import Rates
 from serving.scheduling.applications.graph import MOST_UNITS, OTHER, PDGraph
 from serving.scheduling.applications.live import ClassKey, Live, OpenCall, OpenUnit
 from serving.scheduling.applications.traces import Call, Kind, Trace, UnitRun
-from serving.scheduling.applications.view import END
 
 RATES = Rates(prefill_token_s=1.0, decode_token_s=10.0, pace_s=20.0)
 
@@ -227,24 +226,3 @@ def test_endless_names_of_units_are_one_after_so_many() -> None:
         kept.add(Trace((llm(f"unit{number}", (1, 1)), llm("end", (1, 1)))))
     assert len(kept.units) <= MOST_UNITS and OTHER in kept.units and "end" in kept.units
     assert kept.prospect(live(llm("unit12345", (1, 1)), opened="end")).device_s.tolist()
-
-
-def test_a_graph_for_people_has_shares_and_distributions() -> None:
-    kept = graph(enough=1)
-    kept.add(Trace((llm("a", (5, 1), (7, 3)), tool("b", 2.0))))
-    kept.add(Trace((llm("a", (9, 2)),)))
-    shown = kept.view()
-    assert shown.instances == 2 and shown.first == {"a": 1.0}
-    a, b = shown.units
-    assert (a.unit, a.kind, a.share, a.runs, a.next) == (
-        "a",
-        Kind.LLM,
-        1.0,
-        1.0,
-        {END: 0.5, "b": 0.5},
-    )
-    assert (a.prompt_tokens[0], a.prompt_tokens[10], a.prompt_tokens[-1]) == (5.0, 7.0, 9.0)
-    assert (b.unit, b.kind, b.share, b.next, b.calls) == ("b", Kind.TOOL, 0.5, {END: 1.0}, ())
-    assert b.seconds == (2.0,) * 21
-    assert (shown.work_s[0], shown.work_s[-1]) == (29.0, 52.0)
-    assert graph().view().units == ()
