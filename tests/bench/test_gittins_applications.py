@@ -19,6 +19,7 @@ from hecate.bench.gittins.applications.fact_check import claims_of
 from hecate.bench.gittins.applications.protocol import Done, World
 from hecate.bench.gittins.applications.run import Mix, run_mix
 from hecate.bench.gittins.applications.search import Passage, Search
+from hecate.bench.gittins.classes import Shape
 from hecate.errors import ConfigError
 from serving.sandbox import STARTERS, SandboxConfig, SandboxPool
 
@@ -98,7 +99,7 @@ def test_what_goes_wrong_is_in_the_next_prompt() -> None:
         assert "nothing yet" in run.asked[1][1]
 
 
-def _shape(name: str, seed: int) -> tuple[np.random.Generator, object, float]:
+def _shape(name: str, seed: int) -> tuple[np.random.Generator, Shape, float]:
     return np.random.default_rng(seed), SHAPE_OF[name], 1.0
 
 
