@@ -18,7 +18,7 @@ from serving.scheduling.applications.config import HistoryConfig
 from serving.scheduling.applications.demand import Rates
 from serving.scheduling.applications.live import ClassKey, Live
 from serving.scheduling.applications.order import Order
-from serving.scheduling.applications.policies import POLICIES, Oracle
+from serving.scheduling.applications.policies import POLICIES, Oracle, Policy
 from serving.scheduling.applications.policies.config import OrderConfig
 from serving.scheduling.applications.prospects import Prospects
 from serving.scheduling.applications.traces import Trace
@@ -76,7 +76,8 @@ class Stage:
         return count / max(outcome.ended_s for outcome in outcomes)
 
 
-def policy_of(name: str, prospects: Prospects, remaining_s: Callable[[Live], float]):  # type: ignore[no-untyped-def]
+def policy_of(name: str, prospects: Prospects, remaining_s: Callable[[Live], float]) -> Policy:
+    """Of a server's, or the oracle, that is told the truth."""
     return Oracle(remaining_s) if name == ORACLE else POLICIES[name](prospects)
 
 

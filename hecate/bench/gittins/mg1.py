@@ -36,7 +36,8 @@ MEANS = (20.0, 60.0, 180.0)
 SHARES = (0.6, 0.3, 0.1)
 SECOND = StepTimes(base_s=0.0, row_s=1.0, context_s=0.0, prompt_s=1.0, pair_s=0.0)
 RATES = Rates(prefill_token_s=0.0, decode_token_s=1.0, pace_s=1.0)
-SERIAL = EngineShape(sequences=1, blocks=1_000_000, quantum_steps=0)
+SERIAL = EngineShape(sequences=1, blocks=10_000_000, block_tokens=1, quantum_steps=0)
+"""Nothing that was preempted is computed again, as in theory."""
 SAMPLES = 2000
 
 

@@ -53,7 +53,7 @@ USUAL_CONTEXT = 1024
 PUBLISHED_STEP_S = 0.06
 """That tools' published seconds go with."""
 SHARE = 0.85
-ORDER = OrderConfig(ageing_s=600.0)
+ORDER = OrderConfig()
 REAL_LENGTH = 0.2
 GITTINS = "gittins"
 
@@ -214,29 +214,27 @@ async def on_the_engine(dtype: str, pace: Pace, say: Say) -> Real:
             fcfs = await serve(engine, work, "", (), stage.rates, ORDER)
         async with engine_of(folder, dtype, stage.released) as engine:
             ordered = await serve(engine, work, GITTINS, stage.history, stage.rates, ORDER)
+    found = {REQUEST_FCFS: fcfs, GITTINS: ordered}
     rows: list[dict[str, JsonValue]] = []
     errors = []
-    for policy, took in ((REQUEST_FCFS, fcfs), (GITTINS, ordered)):
+    for policy, took in found.items():
         simulated = [outcome.seconds for outcome in stage.run(policy, work)]
-        errors.append(abs(np.mean(simulated) / np.mean(took) - 1))
-        for seconds, kind in ((took, "engine"), (simulated, "engine, simulated")):
-            rows.append(
-                {
-                    "arrivals": kind,
-                    "load": 1.0,
-                    "policy": policy,
-                    "mean_s": float(np.mean(seconds)),
-                    "p50_s": float(np.percentile(seconds, 50)),
-                    "p95_s": float(np.percentile(seconds, 95)),
-                    "p99_s": float(np.percentile(seconds, 99)),
-                    "mean_cut": 1 - float(np.mean(seconds)) / float(rows[len(rows) % 2]["mean_s"])  # type: ignore[arg-type]
-                    if len(rows) > 1
-                    else 0.0,
-                }
-            )
+        errors.append(abs(float(np.mean(simulated) / np.mean(took)) - 1))
+        rows += [_real_row("engine", policy, took), _real_row("as simulated", policy, simulated)]
         say(f"{policy}: {np.mean(took):.3g} s on the engine, {np.mean(simulated):.3g} s simulated")
     cut = 1 - float(np.mean(ordered) / np.mean(fcfs))
-    return Real(times, cut, float(max(errors)), rows)
+    return Real(times, cut, max(errors), rows)
+
+
+def _real_row(kind: str, policy: str, seconds: Sequence[float]) -> dict[str, JsonValue]:
+    quantiles = dict(zip(("p50_s", "p95_s", "p99_s"), (50, 95, 99), strict=True))
+    return {
+        "arrivals": kind,
+        "load": 1.0,
+        "policy": policy,
+        "mean_s": float(np.mean(seconds)),
+        **{name: float(np.percentile(seconds, percent)) for name, percent in quantiles.items()},
+    }
 
 
 def _work(stage: Stage, count: int) -> list[Job]:

@@ -147,8 +147,8 @@ def poisson(rng: np.random.Generator, count: int, rate: float) -> list[float]:
 def resampled(
     rng: np.random.Generator, times_s: Sequence[float], count: int, rate: float
 ) -> list[float]:
-    """``count`` arrivals, ``rate`` a second on average, the time between two drawn from those of a
-    trace: as uneven as there."""
-    gaps_s = np.diff(np.asarray(times_s))
-    drawn = rng.choice(gaps_s, count) / (float(gaps_s.mean()) * rate)
-    return [float(at_s) for at_s in np.cumsum(drawn)]
+    """``count`` arrivals, the time between two drawn from those of a trace: as uneven as there. All
+    are stretched alike, so that there are ``rate`` a second."""
+    drawn_s = rng.choice(np.diff(np.asarray(times_s)), count)
+    at_s = np.cumsum(drawn_s)
+    return [float(when_s) for when_s in at_s * (count / rate / max(float(at_s[-1]), 1e-9))]

@@ -13,8 +13,9 @@ from rule_engine import RuleEngine
 from schemathesis.checks import not_a_server_error
 
 POSTS = ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"]
+APPLICATIONS = ["/v1/applications/units", "/v1/applications/end"]
 ADAPTERS = ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"]
-GETS = ["/", "/health", "/metrics", "/v1/models", "/v1/models/{model}"]
+GETS = ["/", "/health", "/metrics", "/v1/applications", "/v1/models", "/v1/models/{model}"]
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,14 @@ def server() -> Iterator[Server[RuleEngine]]:
     server.stop()
 
 
-@pytest.mark.parametrize("path", POSTS + ADAPTERS + GETS)
+@pytest.mark.parametrize("path", POSTS + APPLICATIONS + ADAPTERS + GETS)
 def test_no_500(server: Server[RuleEngine], path: str) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operation = schema[path]["GET" if path in GETS else "POST"]
 
     @given(case=operation.as_strategy(), known=st.booleans())
     @settings(
-        max_examples=60 if path in POSTS else 20 if path in ADAPTERS else 5,
+        max_examples=60 if path in POSTS else 5 if path in GETS else 20,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
@@ -45,4 +46,4 @@ def test_no_500(server: Server[RuleEngine], path: str) -> None:
 
 def test_nothing_is_left_out(server: Server[RuleEngine]) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    assert sorted(schema) == sorted(POSTS + ADAPTERS + GETS)
+    assert sorted(schema) == sorted(POSTS + APPLICATIONS + ADAPTERS + GETS)

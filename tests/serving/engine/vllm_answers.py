@@ -83,7 +83,7 @@ async def main() -> None:
     await engine.submit(Request("other tenant", prompt, greedy, tenant="ann"))
     await engine.submit(Request("two", prompt[:40], Sampling(6, seed=1, ignore_eos=True), n=2))
     form = Sampling(64, temperature=0.0, grammar=Grammar("json", json.dumps(SCHEMA)))
-    scored = Sampling(4, temperature=0.0, prompt_logprobs=2)
+    scored = Sampling(4, seed=1, prompt_logprobs=2)  # vLLM gives one greedy answer at most
     await engine.submit(Request("scored", prompt[:50], scored, n=2))
     await engine.submit(Request("form", prompt[:20], form))
     await until(8)

@@ -11,7 +11,7 @@
 | las.py | decides | what each instance was served -> the least first |
 | edf.py | decides | deadlines -> the earliest first |
 | gittins.py | decides | what instances may still need -> the least index first |
-| least_slack.py | decides | deadlines and paths ahead -> the least slack first |
+| least_slack.py | decides | deadlines and paths ahead -> the index, weighed by slack |
 | oracle.py | decides | the truth -> the least remaining first |
 """
 

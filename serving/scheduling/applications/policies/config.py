@@ -15,6 +15,6 @@ class OrderConfig(Config):
     way, before its requests come after theirs; 0 for no bound.
     """
 
-    ageing_s: float = Field(default=60.0, ge=0)
+    ageing_s: float = Field(default=600.0, ge=0)
     margin: float = Field(default=0.25, ge=0)
     tenant_lead_s: float = Field(default=0.0, ge=0)

@@ -89,6 +89,32 @@ def test_places_are_taken_by_much_smaller_demands_alone_and_never_where_ranks_ar
     assert not Order(POLICIES["request_fcfs"](_Known()), OrderConfig()).preempts
 
 
+def test_a_deadline_counts_while_it_can_be_met() -> None:
+    known = _Known(any=[10.0] * 9 + [11.0])
+    policy = POLICIES["least_slack"](known)
+    near, far, never, lost = (
+        _live("any", deadline_s=deadline_s) for deadline_s in (12.0, 90.0, math.inf, 5.0)
+    )
+    policy.tick([near, far, never, lost], 0.0)
+    ranks = [policy.rank(live, _ask(0), 0.0) for live in (near, far, never, lost)]
+    assert ranks[0] == pytest.approx(ranks[1] / 4)
+    assert ranks[1] == ranks[2] == ranks[3] == pytest.approx(10.0, rel=0.1)
+    unknown = POLICIES["least_slack"](_Known())
+    assert unknown.rank(_live("any", deadline_s=1.0, attained_s=3.0), _ask(0), 0.0) == 3.0
+
+
+def test_the_gittins_index_goes_by_what_is_likely_to_end_soon() -> None:
+    # Half of them end after a second; who has gone beyond that has ten more to go.
+    known = _Known(mixed=[1.0] * 50 + [11.0] * 50, even=[4.0] * 100)
+    policy = POLICIES["gittins"](known)
+    young, old = _live("mixed"), _live("mixed", attained_s=1.5)
+    even, new = _live("even"), _live("new", attained_s=2.5)
+    policy.tick([young, old, even, new], 0.0)
+    ranks = [policy.rank(live, _ask(0), 0.0) for live in (young, new, even, old)]
+    assert ranks == sorted(ranks)
+    assert ranks[0] == pytest.approx(2.0, rel=0.05) and ranks[3] == pytest.approx(9.5, rel=0.05)
+
+
 class _Fixed:
     """The policy whose ranks are ``of(live)``."""
 
