@@ -36,7 +36,7 @@ from serving.engine.vllm_terms import (
 from serving.errors import EngineDead, InvalidAdapter, InvalidRequest, Overloaded
 from serving.lora.facts import AdapterFacts, Residency
 from serving.lora.registry import Registry, check_name
-from serving.request import Delta, Finish, Request, TokenLogprobs, Usage
+from serving.request import NO_LOGPROBS, Delta, Finish, Request, TokenLogprobs, Usage
 
 _FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.CANCELLED}
 
@@ -107,6 +107,7 @@ class VllmEngine:
             memory_tokens=self._memory_tokens,
             taken=request.request_id in self._open,
         )
+        self._require_scorable(request)
         admitted = sum(each.left for each in self._open.values())
         if admitted + request.n > most + self._config.max_waiting:
             raise Overloaded(
@@ -134,6 +135,20 @@ class VllmEngine:
             raise InvalidRequest("vLLM refuses this request", got=str(error)) from error
         task = asyncio.get_running_loop().create_task(self._read(opened, outputs))
         self._reading[request.request_id] = task
+
+    def _require_scorable(self, request: Request) -> None:
+        """vLLM's adapters on a CPU take as many rows as are sampled (0.32), and a prompt that is
+        scored has more, of which the engine dies."""
+        settings = self._vllm.vllm_config
+        on_cpu = settings.device_config.device_type == "cpu"
+        scored = request.sampling.prompt_logprobs != NO_LOGPROBS
+        if scored and on_cpu and settings.lora_config is not None:
+            raise InvalidRequest(
+                "vLLM cannot score a prompt on a CPU while it may serve adapters",
+                got="echo with logprobs",
+                fix="engine.lora.slots 0 does without adapters; engine.kind native can do both",
+                param="logprobs",
+            )
 
     async def prioritise(self, priorities: Mapping[str, int]) -> None:
         """vLLM takes a request's priority with the request alone."""

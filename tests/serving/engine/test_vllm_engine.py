@@ -86,8 +86,9 @@ def test_it_keeps_the_contract_and_answers_as_ours_does(tmp_path: Path) -> None:
     assert answers["other tenant", 0]["usage"]["cached"] == 0
     assert answers["adapted", 0]["usage"]["cached"] == 0
     assert len(answers["two", 1]["tokens"]) == 6
-    for index in (0, 1):
-        scores = dict(enumerate(answers["scored", index]["scores"], 1))
+    assert found["scored"] == "InvalidRequest"
+    for each in found["scores"]:
+        scores = dict(enumerate(each, 1))
         assert {at: token for at, (token, _) in scores.items()} == dict(enumerate(PROMPT[1:50], 1))
         for at, (_, logprob) in scores.items():
             assert logprob == pytest.approx(expected_PV[at - 1, PROMPT[at]].item(), abs=1e-3)

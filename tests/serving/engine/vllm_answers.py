@@ -13,6 +13,7 @@ from typing import Any
 
 from serving.engine.build import build_engine
 from serving.engine.config import EngineConfig, MemoryConfig
+from serving.engine.protocol import Engine
 from serving.errors import InvalidRequest, ModelNotFound
 from serving.lora.config import LoraConfig
 from serving.request import Grammar, Request, Sampling
@@ -26,8 +27,11 @@ SCHEMA = {
 }
 
 
-async def main() -> None:
-    engine = build_engine(
+SCORED = Sampling(4, seed=1, prompt_logprobs=2)  # vLLM gives one greedy answer at most
+
+
+def engine_with(adapters: int) -> Engine:
+    return build_engine(
         EngineConfig(
             model=sys.argv[1],
             name="toy",
@@ -38,15 +42,34 @@ async def main() -> None:
             max_tokens=512,
             memory=MemoryConfig(kv_gib=0.25),
             scheduling=SchedulingConfig(max_sequences=4),
-            lora=LoraConfig(slots=1, max_rank=8),
+            lora=LoraConfig(slots=adapters, max_rank=8),
         )
     )
+
+
+async def scores(prompt: tuple[int, ...]) -> list[list[tuple[int, float]]]:
+    """Of each of two answers, tokens of ``prompt`` and what they were given."""
+    engine = engine_with(adapters=0)
+    await engine.start()
+    await engine.submit(Request("scored", prompt, SCORED, n=2))
+    found: list[list[tuple[int, float]]] = [[], []]
+    left = 2
+    async for deltas in engine.steps():
+        for delta in deltas:
+            found[delta.index] += [(one.token, one.logprob) for one in delta.prompt_logprobs]
+            left -= delta.finish is not None
+        if not left:
+            break
+    await engine.close()
+    return found
+
+
+async def main() -> None:
+    engine = engine_with(adapters=1)
     await engine.start()
     found: dict[str, Any] = {"facts": vars(engine.facts)}
     answers: dict[str, dict[int, dict[str, Any]]] = defaultdict(
-        lambda: defaultdict(
-            lambda: {"tokens": [], "text": "", "deltas": 0, "finish": [], "scores": []}
-        )
+        lambda: defaultdict(lambda: {"tokens": [], "text": "", "deltas": 0, "finish": []})
     )
     ended = 0
     changed = asyncio.Condition()
@@ -58,7 +81,6 @@ async def main() -> None:
                 answer = answers[delta.request_id][delta.index]
                 answer["tokens"] += delta.tokens
                 answer["text"] += delta.text
-                answer["scores"] += [(one.token, one.logprob) for one in delta.prompt_logprobs]
                 answer["deltas"] += 1
                 answer["usage"] = vars(delta.usage)
                 answer["top"] = [len(each.top) for each in delta.logprobs]
@@ -83,24 +105,23 @@ async def main() -> None:
     await engine.submit(Request("other tenant", prompt, greedy, tenant="ann"))
     await engine.submit(Request("two", prompt[:40], Sampling(6, seed=1, ignore_eos=True), n=2))
     form = Sampling(64, temperature=0.0, grammar=Grammar("json", json.dumps(SCHEMA)))
-    scored = Sampling(4, seed=1, prompt_logprobs=2)  # vLLM gives one greedy answer at most
-    await engine.submit(Request("scored", prompt[:50], scored, n=2))
     await engine.submit(Request("form", prompt[:20], form))
-    await until(8)
+    await until(6)
     await engine.submit(Request("long", prompt[:20], Sampling(200, ignore_eos=True)))
     while not answers["long"][0]["deltas"]:
         await asyncio.sleep(0.01)
     await engine.cancel("long")
-    await until(9)
+    await until(7)
     facts = await engine.load_adapter("near", sys.argv[2])
     found["adapter"] = {"rank": facts.rank, "served": [each.name for each in engine.adapters()]}
     await engine.submit(Request("adapted", prompt, greedy, adapter="near"))
-    await until(10)
+    await until(8)
     await engine.unload_adapter("near")
     for name, request in (
         ("no adapter", Request("r", prompt[:9], greedy, adapter="near")),
         ("bad form", Request("r", prompt[:9], Sampling(8, grammar=Grammar("json", '{"type": 3}')))),
         ("too long", Request("r", prompt * 2, greedy)),
+        ("scored", Request("r", prompt[:50], SCORED)),
     ):
         try:
             await engine.submit(request)
@@ -112,6 +133,7 @@ async def main() -> None:
     engine.check()
     await engine.close()
     await reading
+    found["scores"] = await scores(prompt[:50])
     found["answers"] = answers
     print("\n" + json.dumps(found))
 
