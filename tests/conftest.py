@@ -23,6 +23,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 # No test reaches for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A thread of Ray Serve that outlives its cluster must not start another one, in the middle of
+# whatever test comes next.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 torch.set_num_threads(1)
 

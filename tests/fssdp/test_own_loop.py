@@ -270,11 +270,15 @@ def test_a_compiled_dense_part_equals_the_eager_one(dense: str, checkpointing: b
 
 @pytest.mark.slow
 def test_inductor_compiles_the_dense_part() -> None:
-    """Fused kernels round otherwise: fp64, but what transformers casts to fp32 differs in it."""
+    """Fused kernels round otherwise: fp64, but what transformers casts to fp32 differs in it.
+
+    How much, the machine's vector width decides. AdamW moves a weight by up to 1e-3 in a step,
+    however small its gradient: what is all rounding may end a hundredth of that elsewhere.
+    """
     case = replace(BASE, compiled="inductor")
     reference = train_alone(case)
     for outcome in run_ranks(train_on_rank, 2, case):
-        assert_equal(outcome, reference, 1e-6)
+        assert_equal(outcome, reference, 1e-5)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -101,12 +101,14 @@ class App:
         return Stream(self.url, prompt)
 
     def on_both(self) -> list[Stream]:
-        """Streams that have begun, of two replicas."""
-        streams: list[Stream] = []
-        while not streams or min(self.loads("running").values()) < 1:
-            assert len(streams) < 6, "they all go to one replica"
-            streams.append(self.stream(LONG).__enter__())
-            self.runs(len(streams))
+        """Streams that have begun, of two replicas that are pressed. They end later than that."""
+        with self.stream(PRESSING):  # the other replica then has one such, too
+            self.runs(2)
+            streams: list[Stream] = []
+            while not streams or min(self.loads("running").values()) < 2:
+                assert len(streams) < 6, "they all go to one replica"
+                streams.append(self.stream(LONG).__enter__())
+                self.runs(2 + len(streams))
         return streams
 
     def runs(self, count: int) -> None:
@@ -123,7 +125,9 @@ class App:
     def pressed(self) -> Iterator[None]:
         """Load that wants two replicas, and has them; it is on the first."""
         with self.stream(PRESSING):
-            until(lambda: len(self.loads("running")) == 2, "a second replica")
+            # One of before may still be going, and be heard of.
+            until(lambda: self.states() == {"RUNNING": 2}, "a second replica")
+            until(lambda: len(self.loads("running")) == 2, "word of it")
             yield
 
     def states(self) -> dict[str, int]:
@@ -195,7 +199,9 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     running.start()
     try:
         assert ready.wait(PATIENCE_S) and not failed, failed
-        yield App(f"http://{http.host}:{http.port}")
+        app = App(f"http://{http.host}:{http.port}")
+        yield app
+        app.handle.shutdown()  # it would tell Ray Serve of its requests until this process ends
     finally:
         stop.set()
         running.join(PATIENCE_S)
@@ -266,9 +272,7 @@ async def of_this_process(app: App, kill: Any) -> EngineDead:
 
 def test_silence_takes_a_replica_away_once_it_has_answered(app: App) -> None:
     with app.pressed():
-        assert app.states() == {"RUNNING": 2}
-    app.runs(0)
-    begun = app.on_both()
+        begun = app.on_both()
     until(lambda: "STOPPING" in app.states(), "a replica that is to go")
     early = [stream.is_alive() for stream in begun]
     for stream in begun:
