@@ -30,6 +30,7 @@ from hecate.bench.gittins.matrix import (
     learnt,
     try_all,
 )
+from hecate.bench.gittins.prewarm import figures as warming
 from hecate.bench.gittins.real import Meter, engine_of, serve
 from hecate.bench.gittins.replica import EngineShape
 from hecate.bench.gittins.steps import StepTimes, fit
@@ -56,12 +57,20 @@ SHARE = 0.85
 ORDER = OrderConfig()
 REAL_LENGTH = 0.2
 GITTINS = "gittins"
+WARM_COLUMNS = {
+    "what": "warmed",
+    "rule": "rule",
+    "hit": "hit",
+    "hidden": "hidden",
+    "held_s": "held s",
+}
 
 
 @dataclass(frozen=True)
 class Pace:
     """How much is tried: ``count`` instances in each run, ``seeds`` of each setting, ``past``
-    instances of each class before; ``real``: instances on the real engine."""
+    instances of each class before; ``real``: instances on the real engine; ``warm``: of what is
+    made ready."""
 
     count: int
     seeds: int
@@ -70,10 +79,11 @@ class Pace:
     real: int
     rounds: int
     serial: int
+    warm: warming.Extent
 
 
-WHOLE = Pace(200, 10, 300, LOADS, 80, 3, 40_000)
-QUICK = Pace(200, 1, 100, (0.9, 1.1), 30, 1, 8_000)
+WHOLE = Pace(200, 10, 300, LOADS, 80, 3, 40_000, warming.WHOLE)
+QUICK = Pace(200, 1, 100, (0.9, 1.1), 30, 1, 8_000, warming.QUICK)
 
 
 def run_bench(options: BenchOptions) -> Report:
@@ -95,6 +105,7 @@ def measure(options: BenchOptions, pace: Pace, traces: dict[str, list[float]], s
     table = figures.cells(simulate(stage, pace, traces, saturation, say))
     serial = mg1.check(np.random.default_rng(5), pace.serial, 0.7)
     tick_ms = tick_ms_of(stage, 1000)
+    warmed, warm_rows = warming.prewarm_figures(pace.warm, say)
     rows = [*figures.rows(table), *real.rows]
     for name, response in serial.items():
         rows.append(
@@ -123,8 +134,8 @@ def measure(options: BenchOptions, pace: Pace, traces: dict[str, list[float]], s
             "margin": ORDER.margin,
             "real_length": REAL_LENGTH,
         },
-        figures.COLUMNS,
-        tuple(rows),
+        {**figures.COLUMNS, **WARM_COLUMNS},
+        (*rows, *({"arrivals": "warmed", **row, "simulated": True} for row in warm_rows)),
         {
             **figures.summary(table),
             "real_mean_cut_vs_fcfs": real.cut,
@@ -132,11 +143,13 @@ def measure(options: BenchOptions, pace: Pace, traces: dict[str, list[float]], s
             "mg1_fcfs_error": serial[REQUEST_FCFS].error,
             "mg1_gittins_error": serial[GITTINS].error,
             "tick_ms_1000": tick_ms,
+            **warmed,
         },
         (
             "steps take what the native engine's took here; tools take as many steps as published",
             "deadlines are 1.2, 1.5 and 2 times what the instance takes alone, a third of each",
             "cuts, gaps and ratios in the summary are those of the worst setting at 0.9 and 1.1",
+            "warmed: hits of units, and the share of containers' starts that nobody waited for",
         ),
     )
 

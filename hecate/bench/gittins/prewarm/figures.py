@@ -24,7 +24,7 @@ from serving.scheduling.applications.tags import Tags
 from serving.scheduling.applications.traces import Kind
 from serving.scheduling.prewarm.config import PrewarmConfig
 
-ORDER = "sjf"
+ORDER = "gittins"
 RATES = Rates(1e-4, 0.06, 0.06)  # an answer's own pace; the engine has so many at once
 SEQUENCES = 32
 ADAPTERS = 200
@@ -93,10 +93,9 @@ def replay(book: Book, job: Job) -> None:
 
 
 def prewarm_figures(
-    quick: bool, say: Callable[[str], None] = lambda line: None
+    extent: Extent, say: Callable[[str], None] = lambda line: None
 ) -> tuple[dict[str, float], list[Row]]:
     """The summary, of the worst setting each, and the rows."""
-    extent = QUICK if quick else WHOLE
     rows = [*adapter_rows(extent, say), *context_rows(extent, say), *container_rows(extent, say)]
 
     def of(what: str, rule: str) -> list[Row]:
@@ -118,6 +117,7 @@ def prewarm_figures(
         "kv_hit": least(largest, "hit"),
         "kv_hit_lru": mean(largest_lru, "hit"),
         "container_hidden": least(tuned, "hidden"),
+        "container_hidden_whole": least(tuned, "hidden_whole"),
         "container_held_s": max(float(str(row["held_s"])) for row in tuned),
         "container_held_limit_s": 2 * PUBLISHED_HELD_S[0.1],
     }
